@@ -1,0 +1,127 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Signed(_message.Message):
+    __slots__ = ("body", "signer", "signature")
+    BODY_FIELD_NUMBER: _ClassVar[int]
+    SIGNER_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    body: bytes
+    signer: bytes
+    signature: bytes
+    def __init__(self, body: _Optional[bytes] = ..., signer: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class Range(_message.Message):
+    __slots__ = ("start", "stop")
+    START_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    stop: int
+    def __init__(self, start: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
+
+class Contribution(_message.Message):
+    __slots__ = ("run_id", "round", "previous_hash", "base_digest", "consumed", "tokens", "inner_steps", "mean_loss", "codec", "payload_hash", "payload_bytes", "train_seconds", "private_data")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_HASH_FIELD_NUMBER: _ClassVar[int]
+    BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CONSUMED_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    INNER_STEPS_FIELD_NUMBER: _ClassVar[int]
+    MEAN_LOSS_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_HASH_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PRIVATE_DATA_FIELD_NUMBER: _ClassVar[int]
+    run_id: bytes
+    round: int
+    previous_hash: bytes
+    base_digest: bytes
+    consumed: _containers.RepeatedCompositeFieldContainer[Range]
+    tokens: int
+    inner_steps: int
+    mean_loss: float
+    codec: str
+    payload_hash: bytes
+    payload_bytes: int
+    train_seconds: float
+    private_data: str
+    def __init__(self, run_id: _Optional[bytes] = ..., round: _Optional[int] = ..., previous_hash: _Optional[bytes] = ..., base_digest: _Optional[bytes] = ..., consumed: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., tokens: _Optional[int] = ..., inner_steps: _Optional[int] = ..., mean_loss: _Optional[float] = ..., codec: _Optional[str] = ..., payload_hash: _Optional[bytes] = ..., payload_bytes: _Optional[int] = ..., train_seconds: _Optional[float] = ..., private_data: _Optional[str] = ...) -> None: ...
+
+class Accepted(_message.Message):
+    __slots__ = ("contribution", "norm")
+    CONTRIBUTION_FIELD_NUMBER: _ClassVar[int]
+    NORM_FIELD_NUMBER: _ClassVar[int]
+    contribution: Signed
+    norm: float
+    def __init__(self, contribution: _Optional[_Union[Signed, _Mapping]] = ..., norm: _Optional[float] = ...) -> None: ...
+
+class Refused(_message.Message):
+    __slots__ = ("peer", "payload_hash", "tokens", "reason")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_HASH_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    peer: bytes
+    payload_hash: bytes
+    tokens: int
+    reason: str
+    def __init__(self, peer: _Optional[bytes] = ..., payload_hash: _Optional[bytes] = ..., tokens: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Record(_message.Message):
+    __slots__ = ("run_id", "round", "term", "previous_hash", "time_seconds", "base_digest", "accepted", "refused", "data_cursor", "deadline_seconds", "final", "genesis")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_HASH_FIELD_NUMBER: _ClassVar[int]
+    TIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    DATA_CURSOR_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    FINAL_FIELD_NUMBER: _ClassVar[int]
+    GENESIS_FIELD_NUMBER: _ClassVar[int]
+    run_id: bytes
+    round: int
+    term: int
+    previous_hash: bytes
+    time_seconds: float
+    base_digest: bytes
+    accepted: _containers.RepeatedCompositeFieldContainer[Accepted]
+    refused: _containers.RepeatedCompositeFieldContainer[Refused]
+    data_cursor: int
+    deadline_seconds: float
+    final: bool
+    genesis: Genesis
+    def __init__(self, run_id: _Optional[bytes] = ..., round: _Optional[int] = ..., term: _Optional[int] = ..., previous_hash: _Optional[bytes] = ..., time_seconds: _Optional[float] = ..., base_digest: _Optional[bytes] = ..., accepted: _Optional[_Iterable[_Union[Accepted, _Mapping]]] = ..., refused: _Optional[_Iterable[_Union[Refused, _Mapping]]] = ..., data_cursor: _Optional[int] = ..., deadline_seconds: _Optional[float] = ..., final: _Optional[bool] = ..., genesis: _Optional[_Union[Genesis, _Mapping]] = ...) -> None: ...
+
+class Genesis(_message.Message):
+    __slots__ = ("spec", "manifest_hash", "state_digest", "parameters")
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_HASH_FIELD_NUMBER: _ClassVar[int]
+    STATE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    spec: bytes
+    manifest_hash: bytes
+    state_digest: bytes
+    parameters: int
+    def __init__(self, spec: _Optional[bytes] = ..., manifest_hash: _Optional[bytes] = ..., state_digest: _Optional[bytes] = ..., parameters: _Optional[int] = ...) -> None: ...
+
+class StateManifest(_message.Message):
+    __slots__ = ("run_id", "round", "state_bytes", "chunk_hashes")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    STATE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_HASHES_FIELD_NUMBER: _ClassVar[int]
+    run_id: bytes
+    round: int
+    state_bytes: int
+    chunk_hashes: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, run_id: _Optional[bytes] = ..., round: _Optional[int] = ..., state_bytes: _Optional[int] = ..., chunk_hashes: _Optional[_Iterable[bytes]] = ...) -> None: ...
