@@ -2,8 +2,7 @@ from protos import log_pb2 as _log_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable, Mapping as _Mapping
-from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -97,7 +96,7 @@ class StatusReply(_message.Message):
     state_digest: str
     finished: bool
     sample: str
-    def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., round: _Optional[int] = ..., tokens: _Optional[int] = ..., target_tokens: _Optional[int] = ..., target_rounds: _Optional[int] = ..., eta_seconds: _Optional[float] = ..., loss: _Optional[float] = ..., eval_loss: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., peers: _Optional[_Iterable[_Union[PeerStatus, _Mapping]]] = ..., sequencer: _Optional[str] = ..., checkpoint: _Optional[str] = ..., state: _Optional[str] = ..., state_digest: _Optional[str] = ..., finished: _Optional[bool] = ..., sample: _Optional[str] = ...) -> None: ...
+    def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., round: _Optional[int] = ..., tokens: _Optional[int] = ..., target_tokens: _Optional[int] = ..., target_rounds: _Optional[int] = ..., eta_seconds: _Optional[float] = ..., loss: _Optional[float] = ..., eval_loss: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., peers: _Optional[_Iterable[_Union[PeerStatus, _Mapping]]] = ..., sequencer: _Optional[str] = ..., checkpoint: _Optional[str] = ..., state: _Optional[str] = ..., state_digest: _Optional[str] = ..., finished: bool = ..., sample: _Optional[str] = ...) -> None: ...
 
 class ListRecordsRequest(_message.Message):
     __slots__ = ("run_id", "first_round", "count")

@@ -1,8 +1,7 @@
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable, Mapping as _Mapping
-from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -100,7 +99,7 @@ class Record(_message.Message):
     deadline_seconds: float
     final: bool
     genesis: Genesis
-    def __init__(self, run_id: _Optional[bytes] = ..., round: _Optional[int] = ..., term: _Optional[int] = ..., previous_hash: _Optional[bytes] = ..., time_seconds: _Optional[float] = ..., base_digest: _Optional[bytes] = ..., accepted: _Optional[_Iterable[_Union[Accepted, _Mapping]]] = ..., refused: _Optional[_Iterable[_Union[Refused, _Mapping]]] = ..., data_cursor: _Optional[int] = ..., deadline_seconds: _Optional[float] = ..., final: _Optional[bool] = ..., genesis: _Optional[_Union[Genesis, _Mapping]] = ...) -> None: ...
+    def __init__(self, run_id: _Optional[bytes] = ..., round: _Optional[int] = ..., term: _Optional[int] = ..., previous_hash: _Optional[bytes] = ..., time_seconds: _Optional[float] = ..., base_digest: _Optional[bytes] = ..., accepted: _Optional[_Iterable[_Union[Accepted, _Mapping]]] = ..., refused: _Optional[_Iterable[_Union[Refused, _Mapping]]] = ..., data_cursor: _Optional[int] = ..., deadline_seconds: _Optional[float] = ..., final: bool = ..., genesis: _Optional[_Union[Genesis, _Mapping]] = ...) -> None: ...
 
 class Genesis(_message.Message):
     __slots__ = ("spec", "manifest_hash", "state_digest", "parameters")

@@ -1,8 +1,8 @@
 """Signed messages: how they are made, opened and named by a hash.
 
 A signature covers the domain, the message's type and the exact bytes of the body, so that nothing signed for one
-purpose can be shown for another. Parsing is strict: a byte string is accepted only if it is the one way to write what it
-says. The trade-off: a message with a field that this version does not know is refused rather than half understood,
+purpose can be shown for another. Parsing is strict: a byte string is accepted only if it is the one way to write what
+it says. The trade-off: a message with a field that this version does not know is refused rather than half understood,
 because every replica must compute the same state from it.
 """
 

@@ -2,8 +2,7 @@ from protos import log_pb2 as _log_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable, Mapping as _Mapping
-from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -51,7 +50,7 @@ class Presence(_message.Message):
     bytes_sent: int
     bytes_received: int
     held: _containers.RepeatedCompositeFieldContainer[_log_pb2.Range]
-    def __init__(self, run_id: _Optional[bytes] = ..., name: _Optional[str] = ..., team: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., head_round: _Optional[int] = ..., state_digest: _Optional[bytes] = ..., round: _Optional[int] = ..., tokens: _Optional[int] = ..., inner_steps: _Optional[int] = ..., loss: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., phase: _Optional[str] = ..., hardware: _Optional[str] = ..., can_serve: _Optional[bool] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., held: _Optional[_Iterable[_Union[_log_pb2.Range, _Mapping]]] = ...) -> None: ...
+    def __init__(self, run_id: _Optional[bytes] = ..., name: _Optional[str] = ..., team: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., head_round: _Optional[int] = ..., state_digest: _Optional[bytes] = ..., round: _Optional[int] = ..., tokens: _Optional[int] = ..., inner_steps: _Optional[int] = ..., loss: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., phase: _Optional[str] = ..., hardware: _Optional[str] = ..., can_serve: bool = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., held: _Optional[_Iterable[_Union[_log_pb2.Range, _Mapping]]] = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
     __slots__ = ("presence", "wanted_sequences")
@@ -117,7 +116,7 @@ class WatchReply(_message.Message):
     round_tokens: int
     tokens_per_second: float
     peers: int
-    def __init__(self, version: _Optional[int] = ..., term: _Optional[int] = ..., head_round: _Optional[int] = ..., head_hash: _Optional[bytes] = ..., head_digest: _Optional[bytes] = ..., closing: _Optional[bool] = ..., closes_in_seconds: _Optional[float] = ..., announced: _Optional[_Iterable[_Union[Announcement, _Mapping]]] = ..., sources: _Optional[_Iterable[bytes]] = ..., snapshot_round: _Optional[int] = ..., state_words: _Optional[str] = ..., paused: _Optional[bool] = ..., finished: _Optional[bool] = ..., round_tokens: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., peers: _Optional[int] = ...) -> None: ...
+    def __init__(self, version: _Optional[int] = ..., term: _Optional[int] = ..., head_round: _Optional[int] = ..., head_hash: _Optional[bytes] = ..., head_digest: _Optional[bytes] = ..., closing: bool = ..., closes_in_seconds: _Optional[float] = ..., announced: _Optional[_Iterable[_Union[Announcement, _Mapping]]] = ..., sources: _Optional[_Iterable[bytes]] = ..., snapshot_round: _Optional[int] = ..., state_words: _Optional[str] = ..., paused: bool = ..., finished: bool = ..., round_tokens: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., peers: _Optional[int] = ...) -> None: ...
 
 class Announcement(_message.Message):
     __slots__ = ("payload_hash", "payload_bytes", "peer")
@@ -141,7 +140,7 @@ class SubmitReply(_message.Message):
     FETCHED_FIELD_NUMBER: _ClassVar[int]
     refusal: str
     fetched: bool
-    def __init__(self, refusal: _Optional[str] = ..., fetched: _Optional[bool] = ...) -> None: ...
+    def __init__(self, refusal: _Optional[str] = ..., fetched: bool = ...) -> None: ...
 
 class RecordsRequest(_message.Message):
     __slots__ = ("run_id", "first_round", "count")
