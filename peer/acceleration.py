@@ -1,0 +1,46 @@
+"""One `accelerate.Accelerator` per trainer.
+
+accelerate keeps device, precision and process group in process-wide dictionaries and refuses a second Accelerator with
+another precision. A peer and an evaluator in one process may well differ, so each Accelerator gets dictionaries of its
+own. Under `accelerate launch` or torchrun (several local GPUs as one peer) the process-wide state is the point, and is
+left alone.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+
+from peer.hardware import Precision
+
+_creation = threading.Lock()
+_MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+def launched_in_parallel() -> bool:
+    """Whether a launcher started several processes that are to be one peer."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def accelerate_module(
+    module: torch.nn.Module, device: torch.device, precision: Precision
+) -> tuple[Accelerator, torch.nn.Module]:
+    """An Accelerator for one module, and the module placed on its device and wrapped for autocast (and for several processes).
+
+    The device is `device`; under a launcher it is the one that the launcher gave this process.
+    """
+    with _creation:
+        if not launched_in_parallel():
+            # Replaced, not cleared: older Accelerators go on with the dictionaries that they hold.
+            PartialState._shared_state = {}
+            AcceleratorState._shared_state = {}
+        accelerator = Accelerator(
+            device_placement=False, mixed_precision=_MIXED_PRECISION[precision], cpu=device.type == "cpu"
+        )
+        module.to(accelerator.device if launched_in_parallel() else device)
+        wrapped: torch.nn.Module = accelerator.prepare_model(module, device_placement=False)
+    return accelerator, wrapped
