@@ -45,26 +45,48 @@ def parse(raw: dict[str, Any], source: str) -> RunSpec:
 
 
 def _explain(problem: ErrorDetails) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
+    section, key = _walk(problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{_suggestion(problem['loc'])}"
+        return f"unknown key {key!r}{_suggestion(section, key)}"
     if problem["type"] == "missing":
         return f"key {key!r} is missing"
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "union_tag_invalid":
+        message = f"kind is {problem['ctx']['tag']!r}; it must be one of {problem['ctx']['expected_tags']}"
+    elif problem["type"] == "union_tag_not_found":
+        message = "key 'kind' is missing"
     return f"{key}: {message}" if key else message
 
 
-def _suggestion(location: tuple[int | str, ...]) -> str:
-    """'; did you mean ...?' for a misspelt key, from the fields of the section that it stands in."""
+def _walk(location: tuple[int | str, ...]) -> tuple[type[BaseModel] | None, str]:
+    """The section that the last part of an error's location stands in, and the key as it is written in the file.
+
+    Where a section comes in several kinds, pydantic puts the kind into the location; the file does not.
+    """
     section: Any = RunSpec
+    key: list[str] = []
     for part in location[:-1]:
-        field = section.model_fields.get(part) if isinstance(section, type) and issubclass(section, BaseModel) else None
-        if field is None:
-            return ""
-        section = field.annotation
-        if typing.get_origin(section) is not None:
-            return ""
-    if not (isinstance(section, type) and issubclass(section, BaseModel)):
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            field = section.model_fields.get(str(part))
+            section = field.annotation if field else None
+        else:
+            kinds = [
+                kind for kind in typing.get_args(section) if isinstance(kind, type) and issubclass(kind, BaseModel)
+            ]
+            section = next(
+                (kind for kind in kinds if part in typing.get_args(kind.model_fields["kind"].annotation)), None
+            )
+            if section:
+                continue
+        key.append(str(part))
+    key.extend(str(part) for part in location[-1:])
+    known = isinstance(section, type) and issubclass(section, BaseModel)
+    return section if known else None, ".".join(key)
+
+
+def _suggestion(section: type[BaseModel] | None, key: str) -> str:
+    """'; did you mean ...?' for a misspelt key, from the fields of the section that it stands in."""
+    if section is None:
         return ""
-    near = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
+    near = difflib.get_close_matches(key.rpartition(".")[2], section.model_fields, n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(section.model_fields)}"

@@ -1,7 +1,8 @@
 """The run spec: everything that all peers of a run must agree on, and nothing else.
 
-It is written as TOML (`configs/*.toml`, where every key is explained), checked here, and travels as canonical JSON inside
-the genesis record, whose hash is the run's id. How one machine takes part (device, upload limit, folders) is not part of it.
+It is written as TOML (`configs/*.toml`, where every key is explained), checked here, and travels as canonical JSON
+inside the genesis record, whose hash is the run's id. How one machine takes part (device, upload limit, folders) is not
+part of it.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Section(BaseModel):
     """A table of the TOML file: unknown keys are errors, values are not converted behind the user's back."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Run(Section):
@@ -37,14 +39,14 @@ class Run(Section):
 class Model(Section):
     task: Literal["language_model"] = "language_model"
     architecture: str = "llama"  # a `model_type` of transformers
-    config: dict[str, int | float | bool | str] = {}  # keyword arguments of that architecture's config class
+    config: dict[str, bool | int | Finite | str] = {}  # keyword arguments of that architecture's config class
 
 
 class TextSource(Section):
     """Local .txt, .md, .py, .jsonl or .parquet files."""
 
     kind: Literal["text"]
-    path: str  # a file, a folder (searched recursively) or a glob; "{stdlib}" is the folder of Python's standard library
+    path: str  # a file, a folder (searched recursively) or a glob; "{stdlib}" is the folder of Python's own library
     suffixes: list[str] = [".txt"]
     field: str = "text"  # column of jsonl and parquet files
     max_bytes: NonNegative = 0  # 0: everything
@@ -124,7 +126,8 @@ class Codec(Section):
     def _known(cls, value: str) -> str:
         if not CODEC_PATTERN.match(value):
             raise ValueError(
-                f"unknown codec {value!r}; use fp16, dense8, dense4, lowbit2, ternary, sign, sparse/8, sparse/16, sparse/32 or sparse/64"
+                f"unknown codec {value!r}; use fp16, dense8, dense4, lowbit2, ternary, sign, "
+                "sparse/8, sparse/16, sparse/32 or sparse/64"
             )
         return value
 
@@ -172,7 +175,9 @@ class RunSpec(Section):
     @model_validator(mode="after")
     def _consistent(self) -> RunSpec:
         if self.train.micro_batch_sequences > self.train.batch_sequences:
-            raise ValueError("train.micro_batch_sequences is larger than train.batch_sequences; lower it, or set it to 0 (automatic)")
+            raise ValueError(
+                "train.micro_batch_sequences is larger than train.batch_sequences; lower it, or set it to 0 (automatic)"
+            )
         if self.timing.silence_seconds < 3 * self.timing.heartbeat_seconds:
             raise ValueError("timing.silence_seconds must be at least three heartbeats")
         return self
