@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
 
 from peer.hardware import Precision
@@ -26,12 +28,16 @@ def launched_in_parallel() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def accelerate_module(
-    module: torch.nn.Module, device: torch.device, precision: Precision
-) -> tuple[Accelerator, torch.nn.Module]:
-    """An Accelerator for one module, and the module placed on its device and wrapped for autocast (and for several processes).
+def accelerated(
+    module: torch.nn.Module,
+    make_optimizer: Callable[[], torch.optim.Optimizer],
+    device: torch.device,
+    precision: Precision,
+) -> tuple[Accelerator, torch.nn.Module, AcceleratedOptimizer]:
+    """An Accelerator for one module; the module wrapped for autocast (and for several processes); its optimizer.
 
-    The device is `device`; under a launcher it is the one that the launcher gave this process.
+    The module is placed on `device`; under a launcher on the device that the launcher gave this process. The optimizer
+    is made afterwards.
     """
     with _creation:
         if not launched_in_parallel():
@@ -43,4 +49,5 @@ def accelerate_module(
         )
         module.to(accelerator.device if launched_in_parallel() else device)
         wrapped: torch.nn.Module = accelerator.prepare_model(module, device_placement=False)
-    return accelerator, wrapped
+        optimizer = accelerator.prepare_optimizer(make_optimizer(), device_placement=False)
+    return accelerator, wrapped, optimizer

@@ -1,7 +1,7 @@
 """The machine that a peer trains on: which device, how much memory, how many threads, which precision.
 
-Everything here is a question to torch or the operating system; nothing is changed. `torch.set_num_threads` is left to the
-program's entry point, because it is a setting of the whole process.
+Everything here is a question to torch or the operating system; nothing is changed. `torch.set_num_threads` is left to
+the program's entry point, because it is a setting of the whole process.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ def _cuda(name: str, index: int) -> Hardware:
 def choose_precision(wanted: str, device: torch.device) -> Precision:
     """What the forward pass runs in: the run's `train.precision` as far as this device can do it.
 
-    "auto" is bf16 where a GPU computes in it, fp16 (with loss scaling) on GPUs with fp16 matrix units but no bf16 (Volta,
-    Turing), fp32 elsewhere: older GPUs are slower in fp16, CPUs emulate both, and on Apple GPUs they gain little. Weights
-    and optimizer are fp32 in every case, so peers of one run may differ here.
+    "auto" is bf16 where a GPU computes in it, fp16 (with loss scaling) on GPUs with fp16 matrix units but no bf16
+    (Volta, Turing), fp32 elsewhere: older GPUs are slower in fp16, CPUs emulate both, and on Apple GPUs they gain
+    little. Weights and optimizer are fp32 in every case, so peers of one run may differ here.
     """
     if device.type == "cuda":
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)

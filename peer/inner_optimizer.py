@@ -1,9 +1,9 @@
 """AdamW of the inner steps: which parameters decay, and how its state is kept on disk.
 
-The state belongs to the peer and outlives the rounds: when the weights are rewritten by the outer step, its moments stay
-(DiLoCo, Douillard et al. 2023). It is allocated before the first step, so that what a micro-batch needs on top can be
-measured. On disk it is one safetensors file. Losing it costs a few hundred steps of slower progress and nothing else,
-therefore a file that does not fit is only warned about.
+The state belongs to the peer and outlives the rounds: when the weights are rewritten by the outer step, its moments
+stay (DiLoCo, Douillard et al. 2023). It is allocated before the first step, so that what a micro-batch needs on top can
+be measured. On disk it is one safetensors file. Losing it costs a few hundred steps of slower progress and nothing
+else, therefore a file that does not fit is only warned about.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_optimizer(model: torch.nn.Module, train: Train) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; weight decay on matrices only (embeddings are matrices, biases and norms not)."""
+    """AdamW over the trainable parameters; only matrices decay (embeddings are matrices, biases and norms are not)."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [parameter for parameter in trainable if parameter.ndim >= 2], "weight_decay": train.weight_decay},

@@ -1,6 +1,7 @@
 """The learning rate as a pure function of the run's global token count.
 
-It is computed, never transmitted: every peer, also one that joins late, is on the run's schedule because it knows the log.
+It is computed, never transmitted: every peer, also one that joins late, is on the run's schedule because it knows the
+log.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from configs.schema import RunSpec
 def learning_rate(spec: RunSpec, tokens: int) -> float:
     """The inner learning rate after `tokens` tokens of the whole run (accepted in the log, plus own ones since).
 
-    Linear warm-up from peak/warm-up-steps (never 0, so that the first step moves), then constant, linear or cosine decay
-    (Loshchilov & Hutter, 2017, without restarts) to `minimum_learning_rate_fraction` of the peak at `decay_tokens`, which
-    counts from the run's start; afterwards constant. Steps are counted in tokens of one peer's batch.
+    Linear warm-up from peak/warm-up-steps (never 0, so that the first step moves), then constant, linear or cosine
+    decay (Loshchilov & Hutter, 2017, without restarts) to `minimum_learning_rate_fraction` of the peak at
+    `decay_tokens`, which counts from the run's start; afterwards constant. Steps are counted in tokens of one peer's
+    batch.
     """
     train = spec.train
     end = train.decay_tokens or spec.run.tokens

@@ -1,11 +1,11 @@
 """The inner steps of a peer: AdamW on its own device, through accelerate.
 
-A `Trainer` owns the model's copy on the device and the optimizer's moments; the rest of the program sees the model as one
-flat fp32 vector (`FlatParameters`), which the outer step rewrites in place under the running optimizer. What differs
-between machines stays in here: precision, micro-batch, memory. One thread calls a trainer.
+A `Trainer` owns the model's copy on the device and the optimizer's moments; the rest of the program sees the model as
+one flat fp32 vector (`FlatParameters`), which the outer step rewrites in place under the running optimizer. What
+differs between machines stays in here: precision, micro-batch, memory. One thread calls a trainer.
 
-On a CPU with equal thread counts the same calls give the same bits. On GPUs they do not quite: kernels add up in an order
-of their own.
+On a CPU with equal thread counts the same calls give the same bits. On GPUs they do not quite: kernels add up in an
+order of their own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
 from configs.schema import RunSpec
-from peer.acceleration import accelerate_module, launched_in_parallel
+from peer.acceleration import accelerated, launched_in_parallel
 from peer.errors import CommonweightsError
 from peer.hardware import choose_precision
 from peer.inner_optimizer import allocate_state, build_optimizer, load_state, save_state
@@ -55,7 +55,8 @@ class StepResult:
 class FlatParameters:
     """A model's trainable parameters as one flat vector, in `named_parameters()` order, tied weights once.
 
-    It copies in both directions and keeps no memory of its own. Writing is in place: the optimizer's moments stay attached.
+    It copies in both directions and keeps no memory of its own. Writing is in place: the optimizer's moments stay
+    attached.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -91,7 +92,7 @@ class FlatParameters:
 
 
 class _Loss(torch.nn.Module):
-    """The loss as a module: accelerate wraps its forward pass, and only a scalar is raised to fp32 instead of all logits."""
+    """The loss as a module: accelerate wraps its forward pass, and raises a scalar to fp32 instead of all logits."""
 
     def __init__(self, task: Task, model: torch.nn.Module) -> None:
         super().__init__()
@@ -105,8 +106,8 @@ class _Loss(torch.nn.Module):
 class Trainer:
     """Trains one model on one device.
 
-    `model` comes from `task.build_model` and is moved to `device`. The optimizer's memory is taken at the first step, so a
-    trainer that only evaluates costs no more than the model.
+    `model` comes from `task.build_model` and is moved to `device`. The optimizer's memory is taken at the first step,
+    so a trainer that only evaluates costs no more than the model.
     """
 
     def __init__(self, spec: RunSpec, task: Task, model: torch.nn.Module, device: torch.device) -> None:
@@ -114,13 +115,12 @@ class Trainer:
         self.task = task
         self.model = model
         self.precision = choose_precision(spec.train.precision, device)
-        self._accelerator, self._loss = accelerate_module(_Loss(task, model), device, self.precision)
+        self._accelerator, self._loss, self._optimizer = accelerated(
+            _Loss(task, model), lambda: build_optimizer(model, spec.train), device, self.precision
+        )
         self.device = next(model.parameters()).device
         self.parameters = FlatParameters(model)
         self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._optimizer = self._accelerator.prepare_optimizer(
-            build_optimizer(model, spec.train), device_placement=False
-        )
         self._has_dropout = _has_dropout(model)
         self.micro_batch_sequences = self._initial_micro_batch()  # 0: to be measured
         self.skipped_steps = 0
@@ -129,9 +129,9 @@ class Trainer:
     def step(self, batch: Rows, tokens_before: int) -> StepResult:
         """One optimizer step on `batch` [rows, T].
 
-        `tokens_before`: the run's tokens so far (in the log, plus own ones since); it sets the learning rate. The batch is
-        worked off in micro-batches whose gradients add up to the whole batch's. Running out of device memory halves the
-        micro-batch and repeats the step.
+        `tokens_before`: the run's tokens so far (in the log, plus own ones since); it sets the learning rate. The batch
+        is worked off in micro-batches whose gradients add up to the whole batch's. Running out of device memory halves
+        the micro-batch and repeats the step.
 
         Raises:
             CommonweightsError: even one sequence does not fit into the device's memory.
@@ -195,7 +195,7 @@ class Trainer:
         return extra is not None
 
     def _gradient(self, rows: torch.Tensor, tokens_before: int) -> tuple[float, float]:
-        """Leaves the clipped gradient of the batch's mean loss in the parameters; returns that loss and the norm before clipping."""
+        """Leaves the clipped gradient of the mean loss in the parameters; returns that loss, and the norm before."""
         self._optimizer.zero_grad()
         mean = torch.zeros((), device=self.device)
         with self._reproducible_dropout(tokens_before):
@@ -221,7 +221,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _reproducible_dropout(self, tokens_before: int) -> Iterator[None]:
-        """Dropout masks that depend on the run's seed and the token count only; the global generators stay as they are."""
+        """Dropout masks that follow from the run's seed and the token count; the global generators stay as they are."""
         if not self._has_dropout:
             yield
             return
@@ -265,7 +265,8 @@ class Trainer:
             try:
                 return work()
             except Exception as error:
-                # In several processes the others already wait for this one's gradients: repeating would hang all of them.
+                # In several processes the others already wait for this one's gradients: repeating would hang all of
+                # them.
                 if not _is_out_of_memory(error) or launched_in_parallel():
                     raise
             # Here, and not in the handler: the error's traceback kept the failed pass's tensors alive.
@@ -283,8 +284,8 @@ class Trainer:
             self.model, "is_gradient_checkpointing", True
         ):
             raise CommonweightsError(
-                f"out of memory: {self.device} cannot hold one sequence of {self.spec.data.sequence_length} tokens of this model;"
-                " close other programs that use it, or join with --device cpu or a larger GPU"
+                f"out of memory: {self.device} cannot hold one sequence of {self.spec.data.sequence_length} tokens of"
+                " this model; close other programs that use it, or join with --device cpu or a larger GPU"
             )
         enable: Any = self.model.gradient_checkpointing_enable
         enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -303,8 +304,9 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _has_dropout(model: torch.nn.Module) -> bool:
-    """Whether a forward pass in training mode draws random numbers, by its layers or its config (gpt2: attn_pdrop ...)."""
+    """Whether training draws random numbers, by the model's layers or its config (gpt2: attn_pdrop ...)."""
     if any(isinstance(module, torch.nn.modules.dropout._DropoutNd) and module.p > 0 for module in model.modules()):
         return True
-    config = model.config.to_dict() if hasattr(model, "config") else {}
-    return any("drop" in key and isinstance(value, float) and value > 0 for key, value in config.items())
+    config: Any = getattr(model, "config", None)
+    entries = config.to_dict() if config is not None else {}
+    return any("drop" in key and isinstance(value, float) and value > 0 for key, value in entries.items())

@@ -19,7 +19,6 @@ from torch.nn import functional
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
-    LogitsProcessor,
     LogitsProcessorList,
     PretrainedConfig,
     PreTrainedModel,
@@ -66,7 +65,9 @@ class LanguageModel:
     def build_model(
         self, spec: RunSpec, vocab_size: int, *, bos_token_id: int | None = None, eos_token_id: int | None = None
     ) -> PreTrainedModel:
-        """A causal language model in fp32 on the CPU, initialised from `spec.run.seed`; the global generator is left as it was.
+        """A causal language model in fp32 on the CPU, initialised from `spec.run.seed`.
+
+        The global generator is left as it was.
 
         Raises:
             ConfigError: unknown architecture, unknown key or impossible value of `[model.config]`.
@@ -111,8 +112,9 @@ class LanguageModel:
         temperature: float = 0.8,
         top_k: int = 50,
     ) -> list[int]:
-        """At most `tokens` ids that continue `prompt`: top-k sampling, greedy when `temperature` is 0, ends before `eos`.
+        """At most `tokens` ids that continue `prompt`; ends before `eos`.
 
+        Top-k sampling (0: of all), or greedy when `temperature` is 0.
         The oldest part of a prompt that is too long for the model is dropped. An empty prompt starts from `bos`.
         """
         assert isinstance(model, PreTrainedModel)
@@ -144,11 +146,11 @@ class LanguageModel:
         return generated
 
 
-class SeededSampling(LogitsProcessor):
+class SeededSampling:
     """Turns greedy search into sampling with a generator of its own.
 
-    argmax(logits / temperature + Gumbel noise) is an exact draw from the softmax (the Gumbel-max trick), so the model's own
-    `generate` works for every architecture without touching the global generator.
+    argmax(logits / temperature + Gumbel noise) is an exact draw from the softmax (the Gumbel-max trick), so the model's
+    own `generate` works for every architecture without touching the global generator.
     """
 
     def __init__(self, seed: int, temperature: float, top_k: int) -> None:
@@ -156,14 +158,13 @@ class SeededSampling(LogitsProcessor):
         self.temperature = temperature
         self.top_k = top_k
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         logits = scores.float().cpu() / self.temperature
         if 0 < self.top_k < logits.shape[-1]:
             threshold = logits.topk(self.top_k).values[..., -1:]
             logits = logits.masked_fill(logits < threshold, -torch.inf)
         uniform = torch.rand(logits.shape, generator=self.generator).clamp_(min=torch.finfo(torch.float32).tiny)
-        noisy: Any = (logits - torch.log(-torch.log(uniform))).to(scores.device)
-        return noisy
+        return (logits - torch.log(-torch.log(uniform))).to(scores.device)
 
 
 def model_config(
@@ -221,25 +222,25 @@ def _check_key(architecture: str, defaults: PretrainedConfig, key: str, value: o
 
 
 def _check_shapes(config: PretrainedConfig, sequence_length: int) -> None:
-    for key in SIZES:
-        value = getattr(config, key, None)
+    sizes = {key: getattr(config, key, None) for key in SIZES}
+    for key, value in sizes.items():
         if isinstance(value, int) and value <= 0:
             raise ConfigError(f"model.config.{_name(config, key)}: must be positive, not {value}")
-    hidden, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
-    groups = getattr(config, "num_key_value_heads", None)
-    if isinstance(hidden, int) and isinstance(heads, int) and hidden % heads:
-        raise ConfigError(
-            f"model.config.{_name(config, 'hidden_size')}: {hidden} is not divisible by {_name(config, 'num_attention_heads')} {heads}"
-        )
-    if isinstance(heads, int) and isinstance(groups, int) and heads % groups:
-        raise ConfigError(
-            f"model.config.{_name(config, 'num_key_value_heads')}: {_name(config, 'num_attention_heads')} {heads} is not divisible by {groups}"
-        )
+    _check_divisible(config, sizes, "hidden_size", "num_attention_heads")
+    _check_divisible(config, sizes, "num_attention_heads", "num_key_value_heads")
     positions = getattr(config, "max_position_embeddings", None)
     if isinstance(positions, int) and positions < sequence_length:
         raise ConfigError(
-            f"model.config.{_name(config, 'max_position_embeddings')}: {positions} is less than data.sequence_length {sequence_length};"
-            " raise it, or leave it out"
+            f"model.config.{_name(config, 'max_position_embeddings')}: {positions} is less than data.sequence_length"
+            f" {sequence_length}; raise it, or leave it out"
+        )
+
+
+def _check_divisible(config: PretrainedConfig, sizes: dict[str, Any], whole: str, part: str) -> None:
+    if isinstance(sizes[whole], int) and isinstance(sizes[part], int) and sizes[whole] % sizes[part]:
+        raise ConfigError(
+            f"model.config.{_name(config, whole)}: {sizes[whole]} is not divisible by"
+            f" {_name(config, part)} {sizes[part]}"
         )
 
 
