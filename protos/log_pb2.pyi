@@ -102,16 +102,18 @@ class Record(_message.Message):
     def __init__(self, run_id: _Optional[bytes] = ..., round: _Optional[int] = ..., term: _Optional[int] = ..., previous_hash: _Optional[bytes] = ..., time_seconds: _Optional[float] = ..., base_digest: _Optional[bytes] = ..., accepted: _Optional[_Iterable[_Union[Accepted, _Mapping]]] = ..., refused: _Optional[_Iterable[_Union[Refused, _Mapping]]] = ..., data_cursor: _Optional[int] = ..., deadline_seconds: _Optional[float] = ..., final: bool = ..., genesis: _Optional[_Union[Genesis, _Mapping]] = ...) -> None: ...
 
 class Genesis(_message.Message):
-    __slots__ = ("spec", "manifest_hash", "state_digest", "parameters")
+    __slots__ = ("spec", "manifest_hash", "state_digest", "parameters", "manifest_bytes")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_HASH_FIELD_NUMBER: _ClassVar[int]
     STATE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_BYTES_FIELD_NUMBER: _ClassVar[int]
     spec: bytes
     manifest_hash: bytes
     state_digest: bytes
     parameters: int
-    def __init__(self, spec: _Optional[bytes] = ..., manifest_hash: _Optional[bytes] = ..., state_digest: _Optional[bytes] = ..., parameters: _Optional[int] = ...) -> None: ...
+    manifest_bytes: int
+    def __init__(self, spec: _Optional[bytes] = ..., manifest_hash: _Optional[bytes] = ..., state_digest: _Optional[bytes] = ..., parameters: _Optional[int] = ..., manifest_bytes: _Optional[int] = ...) -> None: ...
 
 class StateManifest(_message.Message):
     __slots__ = ("run_id", "round", "state_bytes", "chunk_hashes")
