@@ -1,0 +1,128 @@
+"""Merging contributions into the weights, to the same bits on every peer.
+
+Everything here is a fixed sequence of IEEE operations: elementwise multiplications and additions as separate numpy
+calls (nothing fused, nothing reduced in an order that depends on threads or vector width), sums only as a halving tree,
+and scalars in Python's float64. That is slower than BLAS and the reason why replicas agree. It works segment by
+segment: beside the weights it needs the memory of four segments.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from peer.codecs import SEGMENT_PARAMETERS, Payload
+from peer.codecs.wire import Floats
+from peer.errors import CommonweightsError
+
+_TREE = 1 << 16  # values summed by one tree: small enough to stay in the processor's cache
+
+
+class OuterStep(NamedTuple):
+    """theta <- theta - learning_rate * mean, or with momentum as torch.optim.SGD has it, optionally Nesterov's."""
+
+    learning_rate: float
+    momentum: float = 0.0
+    nesterov: bool = True
+
+
+def norm_of(payload: Payload) -> float:
+    """L2 norm of the decoded vector in float64, the same bits on every machine.
+
+    Squares of fp32 values are exact in float64; they are summed by halving trees over 2^16 values, and the trees' sums
+    by one more.
+    """
+    sums: list[float] = []
+    for index in range(payload.segments):
+        values = payload.segment(index)[1].numpy()
+        for start in range(0, values.size, _TREE):
+            squares = values[start : start + _TREE].astype(np.float64)
+            squares *= squares
+            sums.append(_tree_sum(squares))
+    return math.sqrt(_tree_sum(np.array(sums)))
+
+
+def scales(contributions: Sequence[tuple[Payload, int, float]]) -> list[float]:
+    """What each contribution is multiplied with: its share of the tokens, times min(1, median norm / its norm).
+
+    Clipping to the median norm bounds what one peer can do to the weights. Norms of zero do not count for the median:
+    they move nothing, and must not stop those that do.
+    """
+    total = sum(tokens for _, tokens, _ in contributions)
+    norms = [norm for _, _, norm in contributions if norm > 0]
+    if total == 0 or not norms:
+        return [0.0] * len(contributions)
+    median = statistics.median(norms)
+    return [tokens / total * (min(1.0, median / norm) if norm > 0 else 1.0) for _, tokens, norm in contributions]
+
+
+def apply(
+    theta: torch.Tensor,
+    momentum: torch.Tensor | None,
+    contributions: Sequence[tuple[Payload, int, float]],
+    outer: OuterStep,
+) -> None:
+    """The outer step of one round, in place.
+
+    mean = sum of scale_i * decode_i in the given order (the record's), see `scales`. Without contributions the mean is
+    zero, and the momentum still decays and moves the weights.
+
+    Args:
+        contributions: (payload, tokens, norm) each; tokens are the weight, norm is `norm_of(payload)`, from the record.
+        theta: flat fp32 [parameters] on CPU.
+        momentum: flat fp32 [parameters] on CPU, zeros before the first round; needed if outer.momentum > 0.
+    """
+    if outer.momentum > 0 and momentum is None:
+        raise CommonweightsError("an outer step with momentum needs a momentum buffer")
+    for payload, _, _ in contributions:
+        if payload.parameters != theta.numel():
+            raise CommonweightsError(f"payload of {payload.parameters} parameters for {theta.numel()} weights")
+    factors = [np.float32(scale) for scale in scales(contributions)]
+    weights = theta.numpy()
+    buffer = momentum.numpy() if momentum is not None and outer.momentum > 0 else None
+    for index, (start, stop) in enumerate(_segments(theta.numel())):
+        mean = np.zeros(stop - start, dtype=np.float32)
+        for (payload, _, _), factor in zip(contributions, factors, strict=True):
+            if factor == 0:
+                continue
+            values = payload.segment(index)[1].numpy()
+            np.multiply(values, factor, out=values)
+            np.add(mean, values, out=mean)
+        step = mean if buffer is None else _with_momentum(mean, buffer[start:stop], outer)
+        np.multiply(step, np.float32(outer.learning_rate), out=step)
+        np.subtract(weights[start:stop], step, out=weights[start:stop])
+
+
+def _with_momentum(mean: Floats, buffer: Floats, outer: OuterStep) -> Floats:
+    """buffer <- mu * buffer + mean, in place; returns mean + mu * buffer (Nesterov) or a copy of the buffer."""
+    decay = np.float32(outer.momentum)
+    np.multiply(buffer, decay, out=buffer)
+    np.add(buffer, mean, out=buffer)
+    if not outer.nesterov:
+        return buffer.copy()
+    ahead: Floats = np.multiply(buffer, decay)
+    np.add(mean, ahead, out=ahead)
+    return ahead
+
+
+def _segments(parameters: int) -> list[tuple[int, int]]:
+    return [(start, min(start + SEGMENT_PARAMETERS, parameters)) for start in range(0, parameters, SEGMENT_PARAMETERS)]
+
+
+def _tree_sum(values: npt.NDArray[np.float64]) -> float:
+    """Sum in float64 by adding the second half to the first, again and again; odd lengths carry their last value over.
+
+    Destroys `values`. numpy's own sum also works in pairs, but its unrolling is an implementation detail.
+    """
+    size = values.size
+    while size > 1:
+        half = size // 2
+        np.add(values[:half], values[size - half : size], out=values[:half])
+        size -= half
+    return float(values[0])
