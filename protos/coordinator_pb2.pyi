@@ -153,3 +153,15 @@ class GetLedgerReply(_message.Message):
     total_tokens: int
     next_page_token: str
     def __init__(self, rows: _Optional[_Iterable[_Union[LedgerRow, _Mapping]]] = ..., total_tokens: _Optional[int] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class Ticket(_message.Message):
+    __slots__ = ("run_id", "coordinator", "grpc_addresses", "swarm_addresses")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    COORDINATOR_FIELD_NUMBER: _ClassVar[int]
+    GRPC_ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    SWARM_ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    run_id: bytes
+    coordinator: bytes
+    grpc_addresses: _containers.RepeatedScalarFieldContainer[str]
+    swarm_addresses: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, run_id: _Optional[bytes] = ..., coordinator: _Optional[bytes] = ..., grpc_addresses: _Optional[_Iterable[str]] = ..., swarm_addresses: _Optional[_Iterable[str]] = ...) -> None: ...

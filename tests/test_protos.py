@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from google.protobuf.descriptor import Descriptor, FileDescriptor
+from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 
 from protos import coordinator_pb2, log_pb2, swarm_pb2
@@ -62,7 +62,7 @@ def test_committed_code_matches_its_proto(name: str, compiled: dict[str, FileDes
 def test_committed_types_match_the_code(name: str) -> None:
     """The .pyi file beside the module has every message and field."""
     text = (ROOT / "protos" / f"{name}_pb2.pyi").read_text()
-    messages: dict[str, Descriptor] = FILES[name].message_types_by_name
+    messages = FILES[name].message_types_by_name
     for message in messages.values():
         section = re.search(rf"^class {message.name}\(.*?(?=^class |\Z)", text, flags=re.M | re.S)
         assert section, f"{message.name} is missing; run `make protos`"
