@@ -37,7 +37,7 @@ def round_trip(name: str, vector: torch.Tensor) -> torch.Tensor:
 
 
 lengths = st.one_of(st.integers(1, 700), st.sampled_from([4095, 4096, 4097, 8192, 9000, 131072, 131073]))
-magnitudes = st.sampled_from([1e-30, 1e-7, 1e-3, 1.0, 1e4, 1e20])
+magnitudes = st.sampled_from([1e-20, 1e-7, 1e-3, 1.0, 1e4, 1e20])
 
 
 @quick
