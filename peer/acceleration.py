@@ -14,7 +14,6 @@ from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
 
 from peer.hardware import Precision
@@ -33,11 +32,11 @@ def accelerated(
     make_optimizer: Callable[[], torch.optim.Optimizer],
     device: torch.device,
     precision: Precision,
-) -> tuple[Accelerator, torch.nn.Module, AcceleratedOptimizer]:
+) -> tuple[Accelerator, torch.nn.Module, torch.optim.Optimizer]:
     """An Accelerator for one module; the module wrapped for autocast (and for several processes); its optimizer.
 
     The module is placed on `device`; under a launcher on the device that the launcher gave this process. The optimizer
-    is made afterwards.
+    is made afterwards, and is returned bare: `accelerator.scaler`, when there is one, has to step it.
     """
     with _creation:
         if not launched_in_parallel():
@@ -49,5 +48,8 @@ def accelerated(
         )
         module.to(accelerator.device if launched_in_parallel() else device)
         wrapped: torch.nn.Module = accelerator.prepare_model(module, device_placement=False)
-        optimizer = accelerator.prepare_optimizer(make_optimizer(), device_placement=False)
+        optimizer = make_optimizer()
+        # Prepared so that clipping knows whose gradients are scaled. The wrapper itself is left out of the loop: all it
+        # does for us is to call the loss scaler, and it searches the disk for an optional package in every step.
+        accelerator.prepare_optimizer(optimizer, device_placement=False)
     return accelerator, wrapped, optimizer

@@ -139,21 +139,20 @@ class Trainer:
         started = time.perf_counter()
         rows = self._place(batch)
         rate = learning_rate(self.spec, tokens_before)
-        allocate_state(self._optimizer.optimizer)
-        if self.micro_batch_sequences == 0:
-            self.micro_batch_sequences = self._measure_micro_batch(rows)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        loss, norm = self._within_memory(lambda: self._gradient(rows, tokens_before))
+        allocate_state(self._optimizer)
+        if self.micro_batch_sequences == 0:
+            self.micro_batch_sequences = self._measure_micro_batch(rows)
+        with self._reproducible_dropout(tokens_before):
+            mean_loss = self._within_memory(lambda: self._accumulate_gradient(rows))
+        raw_norm = self._accelerator.clip_grad_norm_(self._trainable, self.spec.train.clip_norm)
+        loss, norm = torch.stack([mean_loss, raw_norm.to(mean_loss)]).tolist()  # the only wait for the device
         skipped = not (math.isfinite(loss) and math.isfinite(norm))
         if skipped:
             self.skipped_steps += 1
-            logger.warning(
-                "step skipped: loss %s, gradient norm %s (%d skipped so far)", loss, norm, self.skipped_steps
-            )
-        if not skipped or self._accelerator.scaler is not None:  # the loss scaler skips by itself, and lowers its scale
-            self._optimizer.step()
-        self._optimizer.zero_grad()
+            logger.warning("step skipped: loss %s, gradient norm %s (%d so far)", loss, norm, self.skipped_steps)
+        self._update(skipped)
         return StepResult(loss, rows.numel(), time.perf_counter() - started, norm, rate, skipped)
 
     def evaluate(self, batches: Iterable[Rows]) -> float:
@@ -184,28 +183,33 @@ class Trainer:
     def save_optimizer(self, path: Path) -> None:
         """Keep AdamW's moments (and the loss scale) in a safetensors file."""
         scaler = self._accelerator.scaler
-        save_state(path, self.model, self._optimizer.optimizer, {"loss_scale": scaler.get_scale()} if scaler else {})
+        save_state(path, self.model, self._optimizer, {"loss_scale": scaler.get_scale()} if scaler else {})
 
     def load_optimizer(self, path: Path) -> bool:
         """Take up what `save_optimizer` kept. False, and a fresh state, when the file is missing or does not fit."""
-        extra = load_state(path, self.model, self._optimizer.optimizer)
+        extra = load_state(path, self.model, self._optimizer)
         scaler = self._accelerator.scaler
         if extra is not None and scaler is not None and extra.get("loss_scale", 0.0) > 0.0:
             scaler.load_state_dict({**scaler.state_dict(), "scale": extra["loss_scale"]})
         return extra is not None
 
-    def _gradient(self, rows: torch.Tensor, tokens_before: int) -> tuple[float, float]:
-        """Leaves the clipped gradient of the mean loss in the parameters; returns that loss, and the norm before."""
-        self._optimizer.zero_grad()
+    def _accumulate_gradient(self, rows: torch.Tensor) -> torch.Tensor:
+        """Leaves the gradient of the rows' mean loss in the parameters; returns that loss."""
         mean = torch.zeros((), device=self.device)
-        with self._reproducible_dropout(tokens_before):
-            for piece in self._pieces(rows):
-                loss = self._loss(piece) * (len(piece) / len(rows))
-                self._accelerator.backward(loss)
-                mean += loss.detach()
-        norm = self._accelerator.clip_grad_norm_(self._trainable, self.spec.train.clip_norm)
-        values = torch.stack([mean, norm.to(mean)]).tolist()  # the step's only wait for the device
-        return values[0], values[1]
+        for piece in self._pieces(rows):
+            loss = self._loss(piece) * (len(piece) / len(rows))
+            self._accelerator.backward(loss)
+            mean += loss.detach()
+        return mean
+
+    def _update(self, skipped: bool) -> None:
+        scaler = self._accelerator.scaler
+        if scaler is not None:  # it has seen the overflow itself, and answers with a smaller scale instead of a step
+            scaler.step(self._optimizer)
+            scaler.update()
+        elif not skipped:
+            self._optimizer.step()
+        self._optimizer.zero_grad()
 
     def _summed_loss(self, rows: torch.Tensor) -> float:
         return sum(float(self._loss(piece)) * len(piece) for piece in self._pieces(rows))
@@ -241,9 +245,11 @@ class Trainer:
         while True:
             self.micro_batch_sequences = size
             try:
-                self._gradient(rows[:size], 0)  # the first pass of a shape also plans kernels and takes memory
+                float(
+                    self._accumulate_gradient(rows[:size])
+                )  # the first of a shape also plans kernels and takes memory
                 started = time.perf_counter()
-                self._gradient(rows[:size], 0)
+                float(self._accumulate_gradient(rows[:size]))
                 speed = size / (time.perf_counter() - started)
             except Exception as error:
                 if not _is_out_of_memory(error):

@@ -47,6 +47,7 @@ DECIDED_ELSEWHERE = {
 }
 # Written into a structure of their own by some versions of transformers, but accepted as plain keywords by all.
 ACCEPTED_BESIDE_FIELDS = frozenset({"rope_theta", "partial_rotary_factor"})
+IGNORED = -100  # a target that cross_entropy leaves out
 SIZES = (
     "hidden_size",
     "intermediate_size",
@@ -99,8 +100,12 @@ class LanguageModel:
 
         `rows`: LongTensor [rows, T]. The logits are raised to fp32 for the softmax, whatever the forward pass ran in.
         """
-        logits = model(input_ids=rows, use_cache=False).logits[:, :-1]
-        return functional.cross_entropy(logits.reshape(-1, logits.shape[-1]).float(), rows[:, 1:].reshape(-1))
+        logits = model(input_ids=rows, use_cache=False).logits
+        # The last position predicts nothing. It is marked, not cut off: that would copy the logits, the largest tensor.
+        targets = functional.pad(rows[:, 1:], (0, 1), value=IGNORED)
+        return functional.cross_entropy(
+            logits.reshape(-1, logits.shape[-1]).float(), targets.reshape(-1), ignore_index=IGNORED
+        )
 
     def generate(
         self,
@@ -178,79 +183,91 @@ def model_config(
         raise ConfigError(f"model.architecture: transformers has no causal language model {architecture!r}; {hint}")
     config_class = CONFIG_MAPPING[architecture]
     defaults = config_class()
-    for key, value in spec.model.config.items():
-        _check_key(architecture, defaults, key, value)
-    keywords: dict[str, Any] = {
-        **spec.model.config,
-        "vocab_size": vocab_size,
-        "bos_token_id": bos_token_id,
-        "eos_token_id": eos_token_id,
-        "pad_token_id": None,
-        "use_cache": False,
-    }
-    positions = _name(defaults, "max_position_embeddings")
-    if hasattr(defaults, "max_position_embeddings"):
-        keywords.setdefault(positions, spec.data.sequence_length)
+    values = {key: _checked(architecture, defaults, key, value) for key, value in spec.model.config.items()}
+    _check_shapes(defaults, values, spec.data.sequence_length)
+    if hasattr(defaults, "max_position_embeddings") and "max_position_embeddings" not in values:
+        values.setdefault(_name(defaults, "max_position_embeddings"), spec.data.sequence_length)
     try:
-        config: PretrainedConfig = config_class(**keywords)
+        config: PretrainedConfig = config_class(
+            **values,
+            vocab_size=vocab_size,
+            bos_token_id=bos_token_id,
+            eos_token_id=eos_token_id,
+            pad_token_id=None,
+            use_cache=False,
+        )
     except Exception as error:  # huggingface_hub's validation errors share no base class across versions
         raise ConfigError(f"[model.config]: {architecture} refuses these values: {_one_line(error)}") from error
-    _check_shapes(config, spec.data.sequence_length)
     return config
 
 
-def _check_key(architecture: str, defaults: PretrainedConfig, key: str, value: object) -> None:
+def _checked(architecture: str, defaults: PretrainedConfig, key: str, value: object) -> object:
+    """The value, as the kind of number that the config class wants; raises ConfigError."""
     if key in DECIDED_ELSEWHERE:
         raise ConfigError(f"model.config.{key}: remove it, {DECIDED_ELSEWHERE[key]}")
     fields = set(defaults.to_dict()) | set(inspect.signature(type(defaults).__init__).parameters) - {"self", "kwargs"}
     known = fields | set(defaults.attribute_map) | ACCEPTED_BESIDE_FIELDS
     if key not in known or key.startswith("_"):
         near = difflib.get_close_matches(key, known, n=1)
-        hint = (
-            f"did you mean {near[0]!r}?" if near else f"see the config class {type(defaults).__name__} of transformers"
-        )
+        hint = f"did you mean {near[0]!r}?" if near else f"see {type(defaults).__name__} of transformers"
         raise ConfigError(f"model.config.{key}: unknown to architecture {architecture!r}; {hint}")
     default = getattr(defaults, key, None)
-    if isinstance(default, bool) != isinstance(value, bool) and isinstance(default, bool | int | float | str):
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if isinstance(default, bool | int | float | str) and type(value) is not type(default):
+        kind = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[type(default)]
+        raise ConfigError(f"model.config.{key}: {value!r} is not {kind} (the default is {default!r})")
+    return value
+
+
+def _check_shapes(defaults: PretrainedConfig, values: dict[str, Any], sequence_length: int) -> None:
+    """The sizes that transformers lets pass into a model which cannot run, or which nobody meant."""
+
+    def given(key: str) -> Any:
+        return values.get(key, values.get(_name(defaults, key)))
+
+    for key in SIZES:
+        if isinstance(given(key), int) and given(key) <= 0:
+            raise ConfigError(f"model.config.{_name(defaults, key)}: must be positive, not {given(key)}")
+    hidden = given("hidden_size") or getattr(defaults, "hidden_size", None)
+    heads = given("num_attention_heads") or getattr(defaults, "num_attention_heads", None)
+    groups = given("num_key_value_heads")
+    # Where the width of a head is a setting of its own (head_dim), nothing has to divide the hidden size.
+    if isinstance(hidden, int) and isinstance(heads, int) and hidden % heads and not hasattr(defaults, "head_dim"):
         raise ConfigError(
-            f"model.config.{key}: {value!r} given, but the default is {default!r}; write a value of that kind"
+            f"model.config.{_name(defaults, 'hidden_size')}: {hidden} is not divisible by"
+            f" {_name(defaults, 'num_attention_heads')} {heads}"
         )
-    if isinstance(default, int) and not isinstance(value, int):
-        raise ConfigError(f"model.config.{key}: {value!r} is not a whole number")
-    if isinstance(default, str) and not isinstance(value, str):
-        raise ConfigError(f"model.config.{key}: {value!r} is not a text (the default is {default!r})")
-
-
-def _check_shapes(config: PretrainedConfig, sequence_length: int) -> None:
-    sizes = {key: getattr(config, key, None) for key in SIZES}
-    for key, value in sizes.items():
-        if isinstance(value, int) and value <= 0:
-            raise ConfigError(f"model.config.{_name(config, key)}: must be positive, not {value}")
-    _check_divisible(config, sizes, "hidden_size", "num_attention_heads")
-    _check_divisible(config, sizes, "num_attention_heads", "num_key_value_heads")
-    positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(heads, int) and isinstance(groups, int) and heads % groups:
+        raise ConfigError(
+            f"model.config.{_name(defaults, 'num_key_value_heads')}: {_name(defaults, 'num_attention_heads')} {heads}"
+            f" is not divisible by {groups}"
+        )
+    positions = given("max_position_embeddings")
     if isinstance(positions, int) and positions < sequence_length:
         raise ConfigError(
-            f"model.config.{_name(config, 'max_position_embeddings')}: {positions} is less than data.sequence_length"
+            f"model.config.{_name(defaults, 'max_position_embeddings')}: {positions} is less than data.sequence_length"
             f" {sequence_length}; raise it, or leave it out"
         )
 
 
-def _check_divisible(config: PretrainedConfig, sizes: dict[str, Any], whole: str, part: str) -> None:
-    if isinstance(sizes[whole], int) and isinstance(sizes[part], int) and sizes[whole] % sizes[part]:
-        raise ConfigError(
-            f"model.config.{_name(config, whole)}: {sizes[whole]} is not divisible by"
-            f" {_name(config, part)} {sizes[part]}"
-        )
-
-
 def _probe(model: PreTrainedModel) -> None:
-    """One row of eight tokens: finds the shapes that fit no forward pass before anybody has joined the run."""
-    rows = torch.zeros(1, 8, dtype=torch.long)
+    """A forward pass before anybody has joined the run: two rows of eight tokens that differ in the last.
+
+    Finds shapes that fit no forward pass, and architectures whose predictions see later tokens (encoders such as bert
+    are in transformers' list of causal models too): their loss falls to nothing, and they learn nothing.
+    """
+    rows = torch.zeros(2, 8, dtype=torch.long)
+    rows[1, -1] = 1
     model.eval()
     with torch.no_grad():
-        model(input_ids=rows, use_cache=False)
+        first, second = model(input_ids=rows, use_cache=False).logits[:, :-1]
     model.train()
+    if not torch.allclose(first, second, atol=1e-4):
+        raise ConfigError(
+            f"model.architecture: in {model.config.model_type!r} a prediction sees the tokens after it; choose a decoder,"
+            " for example 'llama'"
+        )
 
 
 def _name(config: PretrainedConfig, key: str) -> str:
