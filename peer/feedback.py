@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from peer.codecs import encode, open_payload
+from peer.codecs import Payload, encode, open_payload
 from peer.errors import CommonweightsError
 
 _KEY = "error_feedback"
@@ -54,11 +54,10 @@ class ErrorFeedback:
             self.buffer[offset : offset + sent.numel()] -= sent
         return payload
 
-    def restore(self, payload: bytes) -> None:
+    def put_back(self, payload: Payload) -> None:
         """Undo `encode` for a payload that the swarm did not accept: it is sent again with the next one."""
-        opened = open_payload(payload, self.buffer.numel())
-        for index in range(opened.segments):
-            offset, sent = opened.segment(index)
+        for index in range(payload.segments):
+            offset, sent = payload.segment(index)
             self.buffer[offset : offset + sent.numel()] += sent
 
     def save(self, path: str | Path) -> None:

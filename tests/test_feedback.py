@@ -55,13 +55,13 @@ def test_the_buffer_stays_bounded_under_a_constant_delta() -> None:
 
 
 def test_a_refused_payload_goes_back_into_the_buffer() -> None:
-    """restore() undoes encode(): the next payload carries what the swarm did not accept."""
+    """put_back() undoes encode(): the next payload carries what the swarm did not accept."""
     feedback = ErrorFeedback(5000)
     feedback.add(deltas(1, 5000)[0])
     before = feedback.buffer.clone()
     payload = feedback.encode("sparse/16")
     assert not torch.equal(feedback.buffer, before)
-    feedback.restore(payload)
+    feedback.put_back(open_payload(payload, 5000))
     assert torch.allclose(feedback.buffer, before, rtol=0, atol=1e-9)
 
 
