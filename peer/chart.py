@@ -27,7 +27,7 @@ class Line:
 def draw(lines: Sequence[Line], width: int, height: int, *, braille: bool = True) -> list[Text]:
     """`height` rows of at most `width` columns, the last row being the labels of the x axis.
 
-    Points that are not finite, or beyond any sense, are left out. Without any point, or without room, the list is empty.
+    Points that are not finite, or absurd, are left out. Without any point, or without room, the list is empty.
     """
     kept = [(line, [(x, y) for x, y in line.points if abs(y) < _ABSURD]) for line in lines]
     points = [point for _, some in kept for point in some]
