@@ -17,7 +17,7 @@ from blake3 import blake3
 from configs.schema import RunSpec, canonical_json
 from coordinator.sources import Documents, open_source
 from coordinator.vocabulary import write_tokenizer
-from peer.errors import ConfigError, DataError
+from peer.errors import DataError
 from peer.manifest import Manifest
 from peer.prepared import Recipe, build
 
@@ -32,7 +32,6 @@ def prepare(spec: RunSpec, folder: Path, *, progress: bool | None = None) -> Man
 
     Raises:
         DataError, UnreachableError: the source cannot be used; one line that names the key and the cure.
-        ConfigError: the model of the spec is too small for the tokenizer.
     """
     data = spec.data
     source = open_source(data.source)
@@ -62,12 +61,6 @@ def _check(spec: RunSpec, manifest: Manifest) -> None:
         raise DataError(
             f"data.source: too little text: {manifest.rows} rows of {manifest.sequence_length} tokens are less than"
             f" one batch (train.batch_sequences = {spec.train.batch_sequences}); add text, or lower one of the two"
-        )
-    vocab_size = spec.model.config.get("vocab_size")
-    if isinstance(vocab_size, int) and vocab_size < manifest.vocab_size:
-        raise ConfigError(
-            f"model.config.vocab_size: {vocab_size} is less than the tokenizer's {manifest.vocab_size} tokens;"
-            " remove the key, it is taken from the data"
         )
 
 
