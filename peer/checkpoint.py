@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from configs.schema import RunSpec
 from peer.errors import CommonweightsError
@@ -54,7 +55,7 @@ def export(
     if model.generation_config is not None:
         model.generation_config.use_cache = True
     try:
-        with _appearing(folder) as partial:
+        with _appearing(folder) as partial, _without_progress_bar():
             for file in sorted(tokenizer_folder.iterdir()):
                 if file.is_file():
                     shutil.copyfile(file, partial / file.name)
@@ -90,3 +91,15 @@ def _appearing(folder: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """transformers draws one over whatever the console shows, for a single file."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

@@ -38,8 +38,8 @@ def choose_hardware(name: str = "auto") -> Hardware:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (number and (kind != "cuda" or not number.isdecimal())):
+    kind, colon, number = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (colon and not (kind == "cuda" and number.isdecimal())):
         raise UsageError(f"--device {name}: not a device; use auto, cpu, cuda, cuda:0 or mps")
     if kind == "cuda":
         return _cuda(name, int(number or 0))

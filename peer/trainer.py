@@ -124,6 +124,7 @@ class Trainer:
         self._has_dropout = _has_dropout(model)
         self.micro_batch_sequences = self._initial_micro_batch()  # 0: to be measured
         self.skipped_steps = 0
+        self._recomputes = False  # gradient checkpointing
         self._loss.train()
 
     def step(self, batch: Rows, tokens_before: int) -> StepResult:
@@ -286,15 +287,13 @@ class Trainer:
                 "out of memory on %s: going on with micro-batches of %d", self.device, self.micro_batch_sequences
             )
             return
-        if not getattr(self.model, "supports_gradient_checkpointing", False) or getattr(
-            self.model, "is_gradient_checkpointing", True
-        ):
+        if self._recomputes or not getattr(self.model, "supports_gradient_checkpointing", False):
             raise CommonweightsError(
                 f"out of memory: {self.device} cannot hold one sequence of {self.spec.data.sequence_length} tokens of"
                 " this model; close other programs that use it, or join with --device cpu or a larger GPU"
             )
-        enable: Any = self.model.gradient_checkpointing_enable
-        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        _recompute_activations(self.model)
+        self._recomputes = True
         logger.warning("out of memory on %s: going on with gradient checkpointing (slower)", self.device)
 
     def _release_memory(self) -> None:
@@ -303,6 +302,14 @@ class Trainer:
             torch.cuda.empty_cache()
         elif self.device.type == "mps":
             torch.mps.empty_cache()
+
+
+def _recompute_activations(model: Any) -> None:
+    """Gradient checkpointing of a transformers model, under its old and its new name."""
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _is_out_of_memory(error: Exception) -> bool:

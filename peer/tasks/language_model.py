@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -182,7 +182,10 @@ def model_config(
         hint = f"did you mean {near[0]!r}?" if near else "for example 'llama' or 'gpt2'"
         raise ConfigError(f"model.architecture: transformers has no causal language model {architecture!r}; {hint}")
     config_class = CONFIG_MAPPING[architecture]
-    defaults = config_class()
+    try:
+        defaults = config_class()
+    except Exception as error:  # huggingface_hub's validation errors share no base class across versions
+        raise ConfigError(f"model.architecture: {architecture!r} cannot stand alone: {_one_line(error)}") from error
     values = {key: _checked(architecture, defaults, key, value) for key, value in spec.model.config.items()}
     _check_shapes(defaults, values, spec.data.sequence_length)
     if hasattr(defaults, "max_position_embeddings") and "max_position_embeddings" not in values:
@@ -196,7 +199,7 @@ def model_config(
             pad_token_id=None,
             use_cache=False,
         )
-    except Exception as error:  # huggingface_hub's validation errors share no base class across versions
+    except Exception as error:  # as above
         raise ConfigError(f"[model.config]: {architecture} refuses these values: {_one_line(error)}") from error
     return config
 
@@ -232,8 +235,7 @@ def _check_shapes(defaults: PretrainedConfig, values: dict[str, Any], sequence_l
     hidden = given("hidden_size") or getattr(defaults, "hidden_size", None)
     heads = given("num_attention_heads") or getattr(defaults, "num_attention_heads", None)
     groups = given("num_key_value_heads")
-    # Where the width of a head is a setting of its own (head_dim), nothing has to divide the hidden size.
-    if isinstance(hidden, int) and isinstance(heads, int) and hidden % heads and not hasattr(defaults, "head_dim"):
+    if isinstance(hidden, int) and isinstance(heads, int) and hidden % heads and not _free_head_width(defaults, given):
         raise ConfigError(
             f"model.config.{_name(defaults, 'hidden_size')}: {hidden} is not divisible by"
             f" {_name(defaults, 'num_attention_heads')} {heads}"
@@ -251,11 +253,17 @@ def _check_shapes(defaults: PretrainedConfig, values: dict[str, Any], sequence_l
         )
 
 
+def _free_head_width(defaults: PretrainedConfig, given: Callable[[str], Any]) -> bool:
+    """Whether the width of a head is set by itself (head_dim), so that nothing has to divide the hidden size."""
+    width = getattr(defaults, "head_dim", None)
+    return bool(given("head_dim") or (width and width * defaults.num_attention_heads != defaults.hidden_size))
+
+
 def _probe(model: PreTrainedModel) -> None:
     """A forward pass before anybody has joined the run: two rows of eight tokens that differ in the last.
 
-    Finds shapes that fit no forward pass, and architectures whose predictions see later tokens (encoders such as bert
-    are in transformers' list of causal models too): their loss falls to nothing, and they learn nothing.
+    Finds shapes that fit no forward pass, and architectures whose predictions see later tokens (transformers lists
+    encoders such as bert as causal models too): their loss falls to nothing, and they learn nothing.
     """
     rows = torch.zeros(2, 8, dtype=torch.long)
     rows[1, -1] = 1
@@ -265,8 +273,8 @@ def _probe(model: PreTrainedModel) -> None:
     model.train()
     if not torch.allclose(first, second, atol=1e-4):
         raise ConfigError(
-            f"model.architecture: in {model.config.model_type!r} a prediction sees the tokens after it; choose a decoder,"
-            " for example 'llama'"
+            f"model.architecture: in {model.config.model_type!r} a prediction sees the tokens after it; choose a"
+            " decoder, for example 'llama'"
         )
 
 
