@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ from transformers import AutoTokenizer
 from configs import RunSpec, load
 from configs.load import parse
 from configs.schema import BytesTokenizer
+from coordinator.hub import explained
 from coordinator.prepare import prepare
 from coordinator.vocabulary import write_tokenizer
 from peer import prepared
@@ -30,6 +35,8 @@ from peer.pack import ShardWriter
 from peer.prepared import Recipe
 from peer.tokenizer import Tokenizer
 from tests.texts import copy_stdlib, run_config
+
+CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 def spec(path: Path | str, **data: Any) -> RunSpec:
@@ -457,6 +464,64 @@ def test_mistakes_get_one_line_with_a_cure(
         Manifest.load(tmp_path / "data")
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            {"source": {"kind": "dataset", "path": "HuggingFaceFW/fineweb-edu", "streaming": True}},
+            r"data\.source\.path: the Hugging Face Hub cannot be reached to load 'HuggingFaceFW/fineweb-edu'; check .*"
+            " run the same command again, or give a local data set folder",
+        ),
+        (
+            {"tokenizer": {"kind": "pretrained", "path": "somebody/something-never-cached"}},
+            r"data\.tokenizer\.path: the Hugging Face Hub cannot be reached .* or give a local tokenizer folder",
+        ),
+    ],
+)
+def test_without_the_hub_it_says_what_to_do(data: dict[str, Any], message: str, text: Path, tmp_path: Path) -> None:
+    """In a process without network (the libraries' offline mode) the error names the key, the name and the way out."""
+    program = (
+        "import json, sys, pathlib\n"
+        "from configs.load import parse\n"
+        "from coordinator.prepare import prepare\n"
+        "from peer.errors import UnreachableError\n"
+        "try:\n"
+        "    prepare(parse(json.loads(sys.argv[1]), 'test'), pathlib.Path(sys.argv[2]))\n"
+        "except UnreachableError as error:\n"
+        "    print(error)\n"
+    )
+    command = [sys.executable, "-c", program, json.dumps(run_config(text, **data)), str(tmp_path / "data")]
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
+    done = subprocess.run(command, env=offline, capture_output=True, text=True, check=True, cwd=CONFIGS.parent)
+    assert re.fullmatch(message + r".*\n", done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("kind", "says", "message"),
+    [
+        ("DatasetNotFoundError", "Dataset 'a/b' doesn't exist on the Hub", "neither a local folder nor on the"),
+        (
+            "RepositoryNotFoundError",
+            "404 Client Error",
+            "neither a local folder nor on the Hugging Face Hub; check its",
+        ),
+        (
+            "OSError",
+            "a/b is not a local folder and is not a valid model identifier",
+            "neither a local folder nor on the",
+        ),
+        ("GatedRepoError", "403", "no access to 'a/b'; accept its terms on the Hub and set HF_TOKEN"),
+        ("ValueError", "BuilderConfig 'x' not found. Available: ['y']\nmore", r"cannot be loaded: Builder.*\['y'\]$"),
+    ],
+)
+def test_answers_of_the_hub_are_explained(kind: str, says: str, message: str) -> None:
+    """What the Hub's libraries raise for missing, gated and misspelt names becomes one line."""
+    error = type(kind, (Exception,), {})
+    with pytest.raises(DataError, match=message) as caught, explained("data.source.path", "a/b", "a folder"):
+        raise error(says)
+    assert str(caught.value).startswith("data.source.path: ")
+
+
 def test_less_than_a_batch_is_refused(text: Path, tmp_path: Path) -> None:
     """When the rows do not fill one batch, the error names both numbers."""
     raw = run_config(text)
@@ -480,9 +545,6 @@ def test_the_bar_stays_off_pipes_and_off_stdout(
 
 
 # --- the run specs that ship
-
-
-CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 def test_the_volunteer_model_has_150_million_parameters() -> None:
