@@ -1,0 +1,80 @@
+"""Bulk traffic held below the link, so that heartbeats pass: a token bucket.
+
+The rule is a pure function of the clock (`spend`); `RateLimiter` is the thin part that sleeps. A spender that finds the
+bucket empty goes into debt and waits until it is paid off, so spenders are served in the order they came and a piece
+larger than the burst still passes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+BURST_SECONDS = 0.25  # of the rate: what may leave at once after a pause
+MIN_BURST_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """`level` bytes may be spent at time `at` (seconds); below zero it is debt."""
+
+    bytes_per_second: float
+    level: float
+    at: float
+
+    @property
+    def burst_bytes(self) -> float:
+        return max(MIN_BURST_BYTES, self.bytes_per_second * BURST_SECONDS)
+
+
+def full(bytes_per_second: float, now: float) -> Bucket:
+    bucket = Bucket(bytes_per_second, 0.0, now)
+    return replace(bucket, level=bucket.burst_bytes)
+
+
+def refilled(bucket: Bucket, now: float) -> Bucket:
+    """The bucket at `now`; a clock that steps back adds nothing."""
+    elapsed = max(0.0, now - bucket.at)
+    level = min(bucket.burst_bytes, bucket.level + elapsed * bucket.bytes_per_second)
+    return replace(bucket, level=level, at=max(now, bucket.at))
+
+
+def spend(bucket: Bucket, amount_bytes: float, now: float) -> tuple[Bucket, float]:
+    """Takes `amount_bytes` out; returns the bucket and for how many seconds the spender has to wait."""
+    bucket = refilled(bucket, now)
+    bucket = replace(bucket, level=bucket.level - amount_bytes)
+    return bucket, max(0.0, -bucket.level / bucket.bytes_per_second)
+
+
+class RateLimiter:
+    """`await limiter.take(n)` before (or after) moving n bytes. A rate of None never waits."""
+
+    def __init__(self, bytes_per_second: float | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._bucket: Bucket | None = None
+        self.set_rate(bytes_per_second)
+
+    @property
+    def bytes_per_second(self) -> float | None:
+        return self._bucket.bytes_per_second if self._bucket else None
+
+    def set_rate(self, bytes_per_second: float | None) -> None:
+        """From now on; those who wait already wait to the end."""
+        assert bytes_per_second is None or bytes_per_second > 0
+        self._bucket = None if bytes_per_second is None else full(bytes_per_second, self._clock())
+
+    async def take(self, amount_bytes: int) -> None:
+        bucket = self._bucket
+        if bucket is None:
+            return
+        self._bucket, wait_seconds = spend(bucket, amount_bytes, self._clock())
+        if not wait_seconds:
+            return
+        try:
+            await asyncio.sleep(wait_seconds)
+        except asyncio.CancelledError:
+            if self._bucket is not None:  # not moved after all
+                self._bucket, _ = spend(self._bucket, -amount_bytes, self._clock())
+            raise

@@ -1,0 +1,366 @@
+"""Blobs get through whatever the sources do, and never wrong ones; serving has limits."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+from hypothesis import given
+from hypothesis import strategies as st
+
+import peer.download
+import peer.exchange
+from peer import ratelimit
+from peer.blobs import SEGMENT_BYTES, BlobStore
+from peer.errors import CommonweightsError, Refused, UnreachableError
+from peer.exchange import Exchange
+from peer.identity import PeerId
+from peer.ratelimit import RateLimiter, full, spend
+from peer.swarm.interface import PIECE_BYTES
+from peer.swarm_memory import MemoryNetwork, MemorySwarm
+from protos.swarm_pb2 import BlobRequest
+
+NewPeer = Callable[..., Exchange]
+
+
+@pytest.fixture
+def network() -> MemoryNetwork:
+    return MemoryNetwork()
+
+
+@pytest.fixture
+def new_peer(network: MemoryNetwork, tmp_path: Path) -> NewPeer:
+    """Makes a peer with an empty store of its own."""
+    count = iter(range(1000))
+
+    def make(**options: object) -> Exchange:
+        return Exchange(network.node(), BlobStore(tmp_path / f"peer{next(count)}"), **options)  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deadlines short enough for tests; the logic does not depend on their size."""
+    monkeypatch.setattr(peer.download, "SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(peer.download, "STALLED_SECONDS", 0.1)
+    monkeypatch.setattr(peer.download, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(peer.download, "LOOK_SECONDS", 0.02)
+
+
+def put_everywhere(content: bytes, donors: Iterable[Exchange]) -> bytes:
+    return [donor.store.put(content) for donor in donors].pop()
+
+
+def id_of(exchange: Exchange) -> PeerId:
+    return exchange._swarm.peer_id
+
+
+async def test_a_blob_comes_over(new_peer: NewPeer) -> None:
+    """One source, several segments: same bytes, counted on both sides, nothing asked when it is there already."""
+    donor, taker = new_peer(), new_peer()
+    content = os.urandom(2 * SEGMENT_BYTES + 12345)
+    blob = donor.store.put(content)
+    await taker.fetch(blob, len(content), [id_of(donor)], deadline_seconds=10)
+    assert taker.store.check(blob)
+    assert donor.bytes_sent == taker.bytes_received == len(content)
+    await taker.fetch(blob, len(content), [], deadline_seconds=0)
+
+
+async def test_the_empty_blob_comes_over(new_peer: NewPeer) -> None:
+    """Nothing has to be asked of anybody for zero bytes."""
+    taker = new_peer()
+    await taker.fetch(blake3(b"").digest(), 0, [], deadline_seconds=5)
+    assert taker.store.read(blake3(b"").digest()) == b""
+
+
+async def test_several_sources_share_the_work(new_peer: NewPeer) -> None:
+    """Of a large blob, every one of four sources gives a part, and no byte is sent twice."""
+    donors, taker = [new_peer() for _ in range(4)], new_peer()
+    content = os.urandom(8 * SEGMENT_BYTES)
+    blob = put_everywhere(content, donors)
+    await taker.fetch(blob, len(content), [id_of(donor) for donor in donors], deadline_seconds=20)
+    assert taker.store.check(blob)
+    assert all(donor.bytes_sent > 0 for donor in donors)
+    assert taker.bytes_received == len(content)
+
+
+async def test_a_small_blob_is_not_fetched_twice_at_once(new_peer: NewPeer) -> None:
+    """One segment is one source's work; the others stay unasked."""
+    donors, taker = [new_peer() for _ in range(3)], new_peer()
+    content = os.urandom(SEGMENT_BYTES)
+    blob = put_everywhere(content, donors)
+    await taker.fetch(blob, len(content), [id_of(donor) for donor in donors], deadline_seconds=10)
+    assert [donor.bytes_sent for donor in donors] == [SEGMENT_BYTES, 0, 0]
+
+
+async def test_concurrent_fetches_are_one_download(new_peer: NewPeer) -> None:
+    """Three callers at once cost the bytes of one, and the sources of all are used."""
+    donor, taker = new_peer(), new_peer()
+    content = os.urandom(SEGMENT_BYTES)
+    blob = donor.store.put(content)
+    stranger = new_peer()
+    sources = [[id_of(stranger)], [id_of(donor)], []]
+    await asyncio.gather(*(taker.fetch(blob, len(content), s, deadline_seconds=10) for s in sources))
+    assert taker.bytes_received == len(content)
+
+
+async def test_a_cancelled_caller_does_not_stop_the_others(new_peer: NewPeer) -> None:
+    """A shared download ends early only when nobody waits for it any more; then it ends at once."""
+    donor, taker = new_peer(upload_bytes_per_second=4_000_000), new_peer()
+    content = os.urandom(SEGMENT_BYTES)
+    blob = donor.store.put(content)
+    fetches = [
+        asyncio.create_task(taker.fetch(blob, len(content), [id_of(donor)], deadline_seconds=20)) for _ in range(2)
+    ]
+    await until(lambda: taker.bytes_received > 0)
+    fetches[0].cancel()
+    await fetches[1]
+    assert taker.store.check(blob)
+    other = donor.store.put(os.urandom(SEGMENT_BYTES))
+    fetch = asyncio.create_task(taker.fetch(other, SEGMENT_BYTES, [id_of(donor)], deadline_seconds=20))
+    await until(lambda: taker.bytes_received > len(content))
+    fetch.cancel()
+    await asyncio.gather(fetch, return_exceptions=True)
+    assert not taker._fetching and not donor._serving
+
+
+async def test_wrong_bytes_never_become_a_blob(new_peer: NewPeer, network: MemoryNetwork) -> None:
+    """A single lying source: refused with its name and the reason; the store stays empty."""
+    liar, taker = new_peer(), new_peer()
+    content = os.urandom(100_000)
+    blob = liar.store.put(content)
+    network.corrupt(id_of(liar))
+    with pytest.raises(UnreachableError, match=f"{id_of(liar).short}: sent wrong bytes"):
+        await taker.fetch(blob, len(content), [id_of(liar)], deadline_seconds=10)
+    assert not taker.store.has(blob)
+
+
+async def test_a_liar_among_honest_sources_costs_time_only(new_peer: NewPeer, network: MemoryNetwork) -> None:
+    """Segments of a liar mixed with honest ones: the blob still arrives, right."""
+    liar, honest, taker = new_peer(), [new_peer(), new_peer()], new_peer()
+    content = os.urandom(6 * SEGMENT_BYTES)
+    blob = put_everywhere(content, (liar, *honest))
+    network.corrupt(id_of(liar))
+    sources = [id_of(donor) for donor in (liar, *honest)]
+    await taker.fetch(blob, len(content), sources, deadline_seconds=30)
+    assert taker.store.check(blob)
+
+
+@pytest.mark.parametrize("fault", ["dead", "frozen", "killed", "empty", "silent", "truncated", "overlong"])
+async def test_a_bad_source_is_replaced(new_peer: NewPeer, network: MemoryNetwork, fault: str) -> None:
+    """Whatever the first source does, the second one finishes the job."""
+    bad, good, taker = new_peer(), new_peer(), new_peer()
+    content = os.urandom(SEGMENT_BYTES)
+    blob = good.store.put(content)
+    source = id_of(bad)
+    if fault == "dead":
+        network.kill(source)
+    elif fault == "frozen":
+        bad.store.put(content)
+        network.freeze(source)
+    elif fault == "killed":
+        bad.store.put(content)
+        network.delay(0.02, source)
+        asyncio.get_running_loop().call_later(0.1, network.kill, source)
+    elif fault != "empty":
+        source = dishonest(network, content, fault)
+    await taker.fetch(blob, len(content), [source, id_of(good)], deadline_seconds=20)
+    assert taker.store.check(blob)
+    assert good.bytes_sent > 0
+
+
+def dishonest(network: MemoryNetwork, content: bytes, fault: str) -> PeerId:
+    """A peer that serves blobs in a way of its own."""
+
+    async def serve(requester: PeerId, request: bytes) -> AsyncIterator[bytes]:
+        wanted = BlobRequest.FromString(request)
+        if fault == "silent":
+            yield content[: PIECE_BYTES // 2]
+            await asyncio.sleep(3600)
+        elif fault == "truncated":
+            yield content[wanted.offset : wanted.offset + 1000]
+        else:
+            while True:
+                yield b"x" * PIECE_BYTES
+
+    node = network.node()
+    node.serve_stream(peer.download.METHOD, serve, max_request_bytes=128)
+    return node.peer_id
+
+
+async def test_no_source_left_says_what_was_tried(new_peer: NewPeer, network: MemoryNetwork) -> None:
+    """Every source with its own reason, long before the deadline."""
+    empty, dead, taker = new_peer(), new_peer(), new_peer()
+    network.kill(id_of(dead))
+    began = time.monotonic()
+    with pytest.raises(UnreachableError) as caught:
+        await taker.fetch(b"\1" * 32, 1000, [id_of(empty), id_of(dead)], deadline_seconds=60)
+    assert f"{id_of(empty).short}: no such blob here" in str(caught.value)
+    assert f"{id_of(dead).short}: peer {id_of(dead).short}: cannot be reached" in str(caught.value)
+    assert time.monotonic() - began < 30
+    with pytest.raises(UnreachableError, match="no sources"):
+        await taker.fetch(b"\2" * 32, 1000, [], deadline_seconds=60)
+
+
+async def test_the_deadline_holds(new_peer: NewPeer, network: MemoryNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frozen source and a short deadline: an error in time, nothing left running."""
+    monkeypatch.setattr(peer.download, "SILENCE_SECONDS", 60.0)
+    donor, taker = new_peer(), new_peer()
+    blob = donor.store.put(b"content")
+    network.freeze(id_of(donor))
+    with pytest.raises(UnreachableError, match=r"not within 0\.3 s"):
+        await taker.fetch(blob, 7, [id_of(donor)], deadline_seconds=0.3)
+    assert not taker._fetching and not donor._serving
+
+
+async def test_an_interrupted_download_goes_on_where_it_was(new_peer: NewPeer, network: MemoryNetwork) -> None:
+    """The second try asks for the rest only, even in a new process."""
+    donor, taker = new_peer(upload_bytes_per_second=3_000_000), new_peer()
+    content = os.urandom(SEGMENT_BYTES)
+    blob = donor.store.put(content)
+    with pytest.raises(UnreachableError):
+        await taker.fetch(blob, len(content), [id_of(donor)], deadline_seconds=0.4)
+    came = taker.bytes_received
+    assert 0 < came < len(content)
+    donor.upload.set_rate(None)
+    again = Exchange(network.node(), BlobStore(taker.store.folder))
+    await again.fetch(blob, len(content), [id_of(donor)], deadline_seconds=20)
+    assert again.store.check(blob) and again.bytes_received == len(content) - came
+
+
+async def test_a_rotten_beginning_is_not_fatal(new_peer: NewPeer) -> None:
+    """What an earlier run left on disk may be wrong: the blob is fetched anew, and the source is not blamed."""
+    donor, taker = new_peer(), new_peer()
+    content = os.urandom(2 * SEGMENT_BYTES)
+    blob = donor.store.put(content)
+    partial = taker.store.partial(blob, len(content))
+    partial.write(0, 0, b"rotten" * 1000)
+    partial.close()
+    await taker.fetch(blob, len(content), [id_of(donor)], deadline_seconds=20)
+    assert taker.store.check(blob)
+
+
+async def test_a_full_disk_reaches_the_caller(new_peer: NewPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as a source's fault."""
+    donor, taker = new_peer(), new_peer()
+    blob = donor.store.put(b"content")
+
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full_disk)
+    with pytest.raises(CommonweightsError, match="disk is full"):
+        await taker.fetch(blob, 7, [id_of(donor)], deadline_seconds=10)
+
+
+async def test_serving_has_limits(new_peer: NewPeer, network: MemoryNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One requester gets a few streams at once, then a refusal; another one is still served; all slots come back."""
+    donor = new_peer(upload_bytes_per_second=100_000)
+    blob = donor.store.put(os.urandom(SEGMENT_BYTES))
+    greedy, modest = network.node(), network.node()
+    request = BlobRequest(hash=blob).SerializeToString()
+
+    def ask(who: MemorySwarm) -> AsyncIterator[bytes]:
+        return who.stream(id_of(donor), peer.download.METHOD, request, timeout_seconds=10, max_bytes=SEGMENT_BYTES)
+
+    open_streams = [ask(greedy) for _ in range(peer.exchange.MAX_SERVED_PER_PEER)]
+    waiting = [asyncio.ensure_future(anext(stream)) for stream in open_streams]
+    await until(lambda: donor._serving.total() == len(open_streams))
+    with pytest.raises(Refused, match="busy"):
+        await anext(ask(greedy))
+    waiting.append(asyncio.ensure_future(anext(ask(modest))))
+    await until(lambda: len(donor._serving) == 2)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    await until(lambda: not donor._serving)
+
+
+async def test_nonsense_requests_are_refused(new_peer: NewPeer, network: MemoryNetwork) -> None:
+    """Garbage, short hashes, unknown blobs, requests beyond the end, strangers the admission rule keeps out."""
+    stranger = network.node()
+    donor = new_peer(admission=lambda who, blob: "not of this run" if who == stranger.peer_id else None)
+    blob = donor.store.put(b"0123456789")
+    member = network.node()
+
+    async def get(who: MemorySwarm, request: bytes) -> bytes:
+        stream = who.stream(id_of(donor), peer.download.METHOD, request, timeout_seconds=5, max_bytes=1000)
+        return b"".join([piece async for piece in stream])
+
+    for request, reason in [
+        (b"\xff\xff\xff", "not a valid message"),
+        (BlobRequest(hash=b"short").SerializeToString(), "32 bytes"),
+        (BlobRequest(hash=b"\0" * 32).SerializeToString(), "no such blob"),
+        (b"x" * 1000, "limit"),
+    ]:
+        with pytest.raises(Refused, match=reason):
+            await get(member, request)
+    with pytest.raises(Refused, match="not of this run"):
+        await get(stranger, BlobRequest(hash=blob).SerializeToString())
+    assert await get(member, BlobRequest(hash=blob, offset=3, length=4).SerializeToString()) == b"3456"
+    assert await get(member, BlobRequest(hash=blob, offset=2**63).SerializeToString()) == b""
+    assert await get(member, BlobRequest(hash=blob, offset=8, length=2**63).SerializeToString()) == b"89"
+
+
+async def test_closing_ends_fetches(new_peer: NewPeer, network: MemoryNetwork) -> None:
+    """Callers get an error instead of waiting."""
+    donor, taker = new_peer(), new_peer()
+    blob = donor.store.put(b"content")
+    network.freeze(id_of(donor))
+    fetch = asyncio.create_task(taker.fetch(blob, 7, [id_of(donor)], deadline_seconds=60))
+    await until(lambda: bool(taker._fetching))
+    await taker.close()
+    with pytest.raises(UnreachableError, match="given up"):
+        await fetch
+
+
+@given(
+    rate=st.floats(1e3, 1e9),
+    spends=st.lists(st.tuples(st.floats(0, 2), st.integers(1, 10**7)), min_size=1, max_size=50),
+)
+def test_the_bucket_never_passes_more_than_its_rate(rate: float, spends: list[tuple[float, int]]) -> None:
+    """Whatever is asked when: all that was let through by any time is at most the burst plus rate times time."""
+    now = passed = 0.0
+    bucket = full(rate, now)
+    for pause, amount in spends:
+        now += pause
+        bucket, wait = spend(bucket, amount, now)
+        passed += amount
+        assert passed <= bucket.burst_bytes + rate * (now + wait) * (1 + 1e-6) + 1
+        assert wait >= 0
+
+
+def test_the_bucket_gives_all_its_rate() -> None:
+    """A spender that always waits as told gets the whole rate after the burst."""
+    bucket, now = full(1_000_000.0, 0.0), 0.0
+    for _ in range(100):
+        bucket, wait = spend(bucket, 256 * 1024, now)
+        now += wait
+    assert 100 * 256 * 1024 / now >= 1_000_000
+
+
+async def test_the_limiter_gives_back_what_was_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spender that is cancelled while waiting costs the next one nothing; no rate means no waiting."""
+    now = [0.0]
+    limiter = RateLimiter(1_000_000, clock=lambda: now[0])
+    await limiter.take(250_000)
+    task = asyncio.create_task(limiter.take(10**9))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert limiter._bucket is not None and limiter._bucket.level == pytest.approx(0)
+    await RateLimiter(None).take(10**12)
+    assert full(1.0, 0.0).level >= ratelimit.MIN_BURST_BYTES
+
+
+async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Polls with a deadline."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
