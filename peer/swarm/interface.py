@@ -6,7 +6,7 @@ tests and simulations with injected faults). One contract suite runs against bot
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeAlias
 
@@ -61,11 +61,12 @@ class Swarm(AbstractAsyncContextManager["Swarm"], Protocol):
 
     def stream(
         self, peer: PeerId, method: str, request: bytes, *, timeout_seconds: float, max_bytes: int
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """The handler's pieces; `timeout_seconds` may pass between two of them.
 
         Raises Refused and UnreachableError as `call` does, in the middle too; a normal end means that the handler
-        came to its end. Callers check length and hash nevertheless: the other side need not be honest.
+        came to its end. Callers check length and hash nevertheless: the other side need not be honest. Close it
+        (`contextlib.aclosing`) when leaving before the end.
         """
         ...
 
