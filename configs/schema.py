@@ -91,6 +91,7 @@ class Data(Section):
     held_out_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.01
     shard_sequences: Positive = 2048
     license: str = "unknown"
+    mirrors: list[Annotated[str, Field(pattern=r"^(https?|hf|s3|gs)://.")]] = []  # of the prepared folder
 
 
 class Train(Section):
