@@ -1,7 +1,7 @@
 """The sequencer's shell: turns messages into events, and effects into leases, fetches and signed records.
 
-Any node that holds a `Replica` can run it; normally the coordinator does. Messages are checked here (size, signature, sense)
-before they become events; all decisions are `sequencer.tick`'s.
+Any node that holds a `Replica` can run it; normally the coordinator does. Messages are checked here (size, signature,
+sense) before they become events; all decisions are `sequencer.tick`'s.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from peer.errors import CommonweightsError, Refused
 from peer.identity import Identity, PeerId
 from peer.leases import LeaseBook
 from peer.log import MAX_HEADER_BYTES, Entry, contribution_fault
-from peer.ranges import Ranges, well_formed
 from peer.messages import parse
+from peer.pulse import Pulse
+from peer.ranges import Ranges, well_formed
 from peer.replica import PAYLOAD_SECONDS, Replica
 from peer.swarm import Swarm
 from protos import log_pb2, swarm_pb2
@@ -83,7 +84,7 @@ class Leader:
         )
         self.term = log.head.record.term
         self.version = time.time_ns()  # of what `watch` answers; a restart is a change too
-        self._changed = asyncio.Event()
+        self._changed = Pulse()
         self._applied = asyncio.Event()
         self._headers: dict[bytes, log_pb2.Signed] = {}  # submitted to the open round, by signer
         self._tasks: set[asyncio.Task[None]] = set()
@@ -95,8 +96,7 @@ class Leader:
         self.swarm.serve("watch", self._on_watch, max_request_bytes=1024)
 
     async def run(self) -> None:
-        """Lead until the run is finished or the task is cancelled."""
-        self.serve()
+        """Lead until the run is finished or the task is cancelled; `serve` was called before."""
         try:
             self._applied.set()
             self._finish_if_due()
@@ -148,7 +148,8 @@ class Leader:
         record = log_pb2.Record(
             **self._record_fields(effect.round),
             accepted=[
-                log_pb2.Accepted(contribution=self._headers[item.peer], norm=item.norm or 0.0) for item in effect.accepted
+                log_pb2.Accepted(contribution=self._headers[item.peer], norm=item.norm or 0.0)
+                for item in effect.accepted
             ],
             refused=[
                 log_pb2.Refused(peer=item.peer, payload_hash=item.payload_hash, tokens=item.tokens, reason=item.reason)
@@ -160,7 +161,9 @@ class Leader:
         self._headers = {}
         self._append(record)
         for item in effect.refused:
-            self.on_event(f"round {effect.round}: contribution of {self.name_of(PeerId(item.peer))} refused: {item.reason}")
+            self.on_event(
+                f"round {effect.round}: contribution of {self.name_of(PeerId(item.peer))} refused: {item.reason}"
+            )
 
     def _record_fields(self, round_: int) -> dict[str, Any]:
         log = self.replica.log
@@ -218,7 +221,7 @@ class Leader:
 
     def _norm(self, contribution: log_pb2.Contribution, parameters: int) -> float:
         """L2 norm of the decoded payload. Raises Refused when it is not a payload, or not what its header says."""
-        payload = open_payload(self.replica.blobs.view(contribution.payload_hash), parameters)
+        payload = open_payload(self.replica.blobs.read(contribution.payload_hash), parameters)
         if payload.codec != contribution.codec:
             raise Refused(f"the payload is encoded as {payload.codec}, its header says {contribution.codec}")
         norm = aggregate.norm_of(payload)
@@ -270,8 +273,8 @@ class Leader:
         if signed.signer != sender.public_key:
             raise Refused("a contribution is submitted by the peer that signed it")
         log = self.replica.log
-        if log.finished:
-            raise Refused("the run is finished")
+        if contribution.run_id == log.run_id and 0 < contribution.round <= log.head.round:
+            return swarm_pb2.SubmitReply(fetched=True).SerializeToString()  # too late to say: the record tells
         known = self.state.submissions.get(sender.public_key)
         if known is not None and known.payload_hash == contribution.payload_hash:
             return swarm_pb2.SubmitReply(fetched=known.norm is not None).SerializeToString()
@@ -280,8 +283,8 @@ class Leader:
             raise Refused(reason)
         if contribution.base_digest != self.replica.digest:
             raise Refused(
-                f"it starts from state {contribution.base_digest.hex()[:16]}, the swarm's after round {log.head.round} is "
-                f"{self.replica.digest.hex()[:16]}: load the state again"
+                f"it starts from state {contribution.base_digest.hex()[:16]}, "
+                f"the swarm's after round {log.head.round} is {self.replica.digest.hex()[:16]}: load the state again"
             )
         submission = sequencer.Submission(
             sender.public_key, contribution.payload_hash, contribution.tokens, Ranges.from_protos(contribution.consumed)
@@ -300,11 +303,7 @@ class Leader:
         if request.run_id != self.replica.log.run_id:
             raise Refused("this node sequences another run")
         if request.version == self.version and request.wait_seconds > 0:
-            changed = self._changed
-            try:
-                await asyncio.wait_for(changed.wait(), min(request.wait_seconds, MAX_WATCH_SECONDS))
-            except TimeoutError:
-                pass
+            await self._changed.wait(min(request.wait_seconds, MAX_WATCH_SECONDS))
         return self.view().SerializeToString()
 
     def view(self) -> swarm_pb2.WatchReply:
@@ -346,8 +345,7 @@ class Leader:
 
     def _bump(self) -> None:
         self.version += 1
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self._changed.beat()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

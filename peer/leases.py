@@ -1,8 +1,8 @@
 """Who may train on which positions of the data order: leases, as an immutable book.
 
-Positions are given out in order, first those that came back, then new ones from the cursor. A lease ends when its positions are
-accepted, when it expires or when its holder leaves. Nothing here knows a clock: `now` is passed in, in seconds of any
-monotonic origin.
+Positions are given out in order, first those that came back, then new ones from the cursor. A lease ends when its
+positions are accepted, when it expires or when its holder leaves. Nothing here knows a clock: `now` is passed in, in
+seconds of any monotonic origin.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class LeaseBook:
 
     @classmethod
     def resume(cls, cursor: int, accepted: Ranges) -> LeaseBook:
-        """The book after a restart, from the log alone: what was leased and never accepted counts as returned, until its holder
-        presents it (`present`)."""
+        """The book after a restart, from the log alone: what was leased and never accepted counts as returned, until
+        its holder presents it (`present`)."""
         return cls(cursor=cursor, returned=Ranges.of([(0, cursor)]) - accepted)
 
     def positions(self, peer: bytes) -> Ranges:
@@ -89,9 +89,9 @@ class LeaseBook:
     ) -> tuple[LeaseBook, Ranges]:
         """Bring the book and what `peer` says it holds into line; returns what the peer must drop.
 
-        Positions that it claims and nobody else holds become its own again (the sequencer was restarted, or the lease had expired
-        unnoticed). Positions that it was granted more than `grace_seconds` ago and does not claim come back: the
-        answer that carried them was lost.
+        Positions that it claims and nobody else holds become its own again (the sequencer was restarted, or the lease
+        had expired unnoticed). Positions that it was granted more than `grace_seconds` ago and does not claim come
+        back: the answer that carried them was lost.
         """
         own = self.positions(peer)
         others = Ranges.of(pair for other, lease in self.held.items() if other != peer for pair in lease.positions)

@@ -1,8 +1,8 @@
 """The log of a run: a hash chain of signed records, checked when appended, one small file per record.
 
-Validation of a record is a pure function of the record and of what came before it (`check`); it says nothing about blobs or
-weights, which need the payloads (see `replica` and `verify`). One file per record costs a few bytes of slack each and buys
-atomic appends, a damaged round that can be named, and no index.
+Validation of a record is a pure function of the record and of what came before it (`check`); it says nothing about
+blobs or weights, which need the payloads (see `replica` and `verify`). One file per record costs a few bytes of slack
+each and buys atomic appends, a damaged round that can be named, and no index.
 """
 
 from __future__ import annotations
@@ -158,7 +158,10 @@ def check(signed: log_pb2.Signed, log: Log) -> Entry:
             signed,
             record,
             body_hash(signed),
-            tuple((item.contribution.signer, open_signed(item.contribution, log_pb2.Contribution)) for item in record.accepted),
+            tuple(
+                (item.contribution.signer, open_signed(item.contribution, log_pb2.Contribution))
+                for item in record.accepted
+            ),
         )
     except SignatureError as error:
         raise VerificationError(f"round {round_}: {error}") from None
@@ -187,7 +190,8 @@ def contribution_fault(contribution: log_pb2.Contribution, log: Log) -> str:
     if contribution.codec != spec.codec.name:
         return f"codec {contribution.codec[:40]!r}; this run uses {spec.codec.name!r}"
     if not 0 < contribution.payload_bytes <= max_payload_bytes(log.origin.genesis.parameters):
-        return f"a payload of {contribution.payload_bytes} bytes cannot be right for {log.origin.genesis.parameters} parameters"
+        parameters = log.origin.genesis.parameters
+        return f"a payload of {contribution.payload_bytes} bytes cannot be right for {parameters} parameters"
     if len(contribution.private_data) > MAX_LABEL_CHARACTERS:
         return "the name of its private data is too long"
     if not well_formed(contribution.consumed):

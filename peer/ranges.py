@@ -1,7 +1,7 @@
 """Sets of positions as sorted, disjoint, half-open ranges.
 
-The accepted positions of a healthy run are one long range and a few gaps, so a tuple of pairs and linear passes are both
-simplest and fast.
+The accepted positions of a healthy run are one long range and a few gaps, so a tuple of pairs and linear passes are
+both simplest and fast.
 """
 
 from __future__ import annotations

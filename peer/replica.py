@@ -1,7 +1,8 @@
 """A copy of the run: log, blobs and state, brought to the head and kept there.
 
-Every node has one: peers, whose trainers start from it, and the coordinator. What a record does to the weights is `apply_entry`;
-everything else here is getting hold of records and payloads, from whoever has them, and refusing what does not match the chain.
+Every node has one: peers, whose trainers start from it, and the coordinator. What a record does to the weights is
+`apply_entry`; everything else here is getting hold of records and payloads, from whoever has them, and refusing what
+does not match the chain.
 """
 
 from __future__ import annotations
@@ -88,7 +89,10 @@ class Replica:
     async def fetch_payloads(self, entry: Entry) -> None:
         """Have every payload of a record in the blob store."""
         await asyncio.gather(
-            *(self.fetch_blob(item.payload_hash, item.payload_bytes, PeerId(signer)) for signer, item in entry.contributions)
+            *(
+                self.fetch_blob(item.payload_hash, item.payload_bytes, PeerId(signer))
+                for signer, item in entry.contributions
+            )
         )
 
     async def fetch_blob(self, hash_: bytes, size: int, *likely: PeerId) -> None:
@@ -139,9 +143,7 @@ class Replica:
                 continue
             try:
                 manifest = self.snapshots.manifest(round_)
-                if round_ < self.log.head.round and (
-                    reason := fault(manifest, self.log, self.state.state_bytes, b"")
-                ):
+                if round_ < self.log.head.round and (reason := fault(manifest, self.log, self.state.state_bytes, b"")):
                     raise VerificationError(f"round {round_}: the snapshot is not used: {reason}")
                 await self._load(manifest)
             except VerificationError as error:
@@ -151,16 +153,19 @@ class Replica:
         return False
 
     async def join(self, swarm: Swarm, head_digest: bytes) -> None:
-        """Bring a state that is far behind to the head, over the fewer bytes: replay, or the newest snapshot and replay from there.
+        """Bring a state that is far behind to the head, over the fewer bytes: replay, or the newest snapshot and replay
+        from there.
 
         Raises:
             UnreachableError: nobody could give what is needed.
         """
         manifest = await self._newest_manifest(swarm, head_digest)
+        if self.state.round < 0 and manifest is None:
+            raise UnreachableError("no peer offers a state to start from; try again in a moment")
         if manifest is not None and manifest.round > self.state.round:
             missing = sum(self.blobs.has(hash_) is False for hash_ in manifest.chunk_hashes)
             whole = missing / len(manifest.chunk_hashes) * manifest.state_bytes
-            if self._replay_bytes(self.state.round, manifest.round) > whole:
+            if self.state.round < 0 or self._replay_bytes(self.state.round, manifest.round) > whole:
                 logger.info("loading the state after round %d (%.1f MB)", manifest.round, manifest.state_bytes / 1e6)
                 await self._fetch_state(manifest)
         await self.catch_up()
@@ -240,7 +245,7 @@ def apply_entry(state: State, entry: Entry, log: Log, blobs: BlobStore) -> bytes
     """
     outer = log.spec.outer
     contributions = [
-        (open_payload(blobs.view(item.payload_hash), state.theta.numel()), item.tokens, norm)
+        (open_payload(blobs.read(item.payload_hash), state.theta.numel()), item.tokens, norm)
         for (_, item), norm in zip(entry.contributions, entry.norms, strict=True)
     ]
     with torch.no_grad():

@@ -227,8 +227,8 @@ class Sequencer:
     def _missing(self) -> list[bytes]:
         """Live peers whose submission is still expected.
 
-        Before the close that is everybody who trains on this head; after it, only those that have something to submit: a slow
-        peer in the middle of its first step keeps its work for the next round.
+        Before the close that is everybody who trains on this head; after it, only those that have something to submit:
+        a slow peer in the middle of its first step keeps its work for the next round.
         """
         return [
             peer
@@ -265,7 +265,9 @@ def _heard(state: Sequencer, event: Heard, now: float, effects: list[Effect]) ->
     book, revoked = state.leases.present(
         event.peer, event.held, event.accepted, now, rules.lease_seconds, grace_seconds=5 * rules.heartbeat_seconds
     )
-    wanted = 0 if state.paused or now < state.leases_from else min(event.wanted_sequences, _fair_share(rules, event, book))
+    wanted = (
+        0 if state.paused or now < state.leases_from else min(event.wanted_sequences, _fair_share(rules, event, book))
+    )
     book, granted = book.grant(event.peer, wanted, now, rules.lease_seconds)
     effects.append(Leased(event.peer, granted, revoked))
     # A claim of more than it holds leases for (or, on its own data, more than a round) must not close the round.
@@ -288,6 +290,9 @@ def _offered(state: Sequencer, submission: Submission, effects: list[Effect]) ->
     if known is not None:
         if known.payload_hash != submission.payload_hash:
             effects.append(Refuse(peer, f"there is another contribution of this peer to round {state.round} already"))
+        return state
+    if before := [item for item in state.refusals if item.payload_hash == submission.payload_hash]:
+        effects.append(Refuse(peer, before[0].reason))
         return state
     if reason := state.leases.refusal(peer, submission.consumed):
         effects.append(Refuse(peer, reason))
@@ -355,7 +360,8 @@ def _publish(state: Sequencer, now: float, effects: list[Effect]) -> Sequencer:
     ready = sorted(state._ready(), key=lambda item: item.peer)
     late = [item for item in state.submissions.values() if item.norm is None]
     refusals = state.refusals + tuple(
-        Refusal(item.peer, item.payload_hash, item.tokens, "its payload had not arrived at the deadline") for item in late
+        Refusal(item.peer, item.payload_hash, item.tokens, "its payload had not arrived at the deadline")
+        for item in late
     )
     book = state.leases
     for item in ready:

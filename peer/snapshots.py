@@ -1,7 +1,7 @@
 """Whole states kept as content-addressed chunks: where late joiners and restarts begin.
 
-A snapshot is a `StateManifest` file plus its chunks in the blob store. Chunks come first and the manifest is renamed into place
-last, so what is listed is complete. A manifest needs no signature: its digest is in the chain.
+A snapshot is a `StateManifest` file plus its chunks in the blob store. Chunks come first and the manifest is renamed
+into place last, so what is listed is complete. A manifest needs no signature: its digest is in the chain.
 """
 
 from __future__ import annotations
@@ -55,14 +55,17 @@ class Snapshots:
         def chunks() -> object:
             for hash_ in manifest.chunk_hashes:
                 if not self.blobs.check(hash_):
-                    raise VerificationError(f"round {manifest.round}: state chunk {hash_.hex()[:16]} is missing or damaged")
+                    raise VerificationError(
+                        f"round {manifest.round}: state chunk {hash_.hex()[:16]} is missing or damaged"
+                    )
                 yield self.blobs.read(hash_)
 
         state.load_chunks(chunks())  # type: ignore[arg-type]
         state.round = manifest.round
 
     def prune(self, keep: int, always: frozenset[int] = frozenset()) -> None:
-        """Drop all but the newest `keep` snapshots and those of rounds `always`, with chunks that no other one shares."""
+        """Drop all but the newest `keep` snapshots and those of rounds `always`, with chunks that no other one
+        shares."""
         rounds = self.rounds()
         gone = [round_ for round_ in rounds[:-keep] if round_ not in always]
         needed = {hash_ for round_ in rounds if round_ not in gone for hash_ in self.manifest(round_).chunk_hashes}
@@ -85,7 +88,9 @@ def fault(manifest: log_pb2.StateManifest, log: Log, state_bytes: int, head_dige
         return "it belongs to another run"
     if manifest.round > log.head.round:
         return f"it is of round {manifest.round}, this log ends with {log.head.round}"
-    if manifest.state_bytes != state_bytes or not 0 < len(manifest.chunk_hashes) <= 2 * (state_bytes // CHUNK_BYTES + 1):
+    if manifest.state_bytes != state_bytes or not 0 < len(manifest.chunk_hashes) <= 2 * (
+        state_bytes // CHUNK_BYTES + 1
+    ):
         return "it has the wrong size"
     if manifest_digest(manifest) != digest_after(log, manifest.round, head_digest):
         return "its digest is not the one in the log"

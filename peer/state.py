@@ -1,7 +1,7 @@
 """The global state: theta (and the outer momentum, if the run has one) as flat fp32 vectors, and its digest.
 
-The digest is a two-level blake3 tree over 4 MiB chunks, so a joiner can fetch chunks from strangers and check each alone.
-State bytes are theta then momentum, little-endian.
+The digest is a two-level blake3 tree over 4 MiB chunks, so a joiner can fetch chunks from strangers and check each
+alone. State bytes are theta then momentum, little-endian.
 """
 
 from __future__ import annotations
@@ -72,9 +72,7 @@ class State:
 
     def manifest(self, run_id: bytes) -> log_pb2.StateManifest:
         hashes = [blake3(chunk, max_threads=blake3.AUTO).digest() for chunk in self.chunks()]
-        return log_pb2.StateManifest(
-            run_id=run_id, round=self.round, state_bytes=self.state_bytes, chunk_hashes=hashes
-        )
+        return log_pb2.StateManifest(run_id=run_id, round=self.round, state_bytes=self.state_bytes, chunk_hashes=hashes)
 
     def digest(self) -> bytes:
         """32 bytes that name this state: equal on every replica that applied the same log."""
@@ -82,4 +80,4 @@ class State:
 
     def _views(self) -> list[memoryview]:
         vectors = [self.theta] if self.momentum is None else [self.theta, self.momentum]
-        return [memoryview(vector.numpy()).cast("B") for vector in vectors]
+        return [vector.numpy().view("u1").data for vector in vectors]

@@ -14,7 +14,9 @@ def members(ranges: Ranges) -> set[int]:
 
 
 @given(pairs, pairs, st.integers(0, 40))
-def test_operations_are_those_of_sets(left_pairs: list[tuple[int, int]], right_pairs: list[tuple[int, int]], count: int) -> None:
+def test_operations_are_those_of_sets(
+    left_pairs: list[tuple[int, int]], right_pairs: list[tuple[int, int]], count: int
+) -> None:
     """Union, difference, intersection, length, stop and first agree with Python's sets."""
     left, right = Ranges.of(left_pairs), Ranges.of(right_pairs)
     assert members(left) == {value for start, stop in left_pairs for value in range(start, stop)}

@@ -1,0 +1,159 @@
+"""commonweights-coordinator: start a run and lead it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from peer.commands import errors_in_one_line, print_json, set_up_logging
+
+if TYPE_CHECKING:
+    from configs import RunSpec
+    from coordinator.serve import Coordinator
+
+app = typer.Typer(
+    help="Start a run and lead it: prepare data, serve, keep the ledger.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigArgument = Annotated[Path, typer.Argument(help="Run spec, a TOML file; configs/demo.toml explains every key.")]
+DirOption = Annotated[Path, typer.Option("--dir", help="Folder of the run; the same command again resumes.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+
+
+def _load(config: Path, **run: Any) -> RunSpec:
+    from configs import SpecError, load
+    from peer.errors import ConfigError
+
+    try:
+        spec = load(config)
+    except SpecError as error:
+        raise ConfigError(str(error)) from None
+    return spec.model_copy(update={"run": spec.run.model_copy(update={k: v for k, v in run.items() if v is not None})})
+
+
+@app.command()
+def demo(
+    config: Annotated[Path, typer.Argument(help="Run spec, a TOML file.")] = Path("configs/demo.toml"),
+    peers: Annotated[int, typer.Option(min=1, max=64, help="How many peer processes.")] = 3,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of the run; the config's if not given.")] = None,
+    folder: DirOption = Path("demo"),
+    as_json: JsonOption = False,
+) -> None:
+    """A whole swarm on this machine: a coordinator and N peers train one model."""
+    from peer.console import Console
+
+    spec = _load(config, rounds=rounds)
+    with Console() as console, errors_in_one_line():
+        set_up_logging(folder / "coordinator.log", console.log_handler())
+        from coordinator.demo import demo as run_demo
+        from coordinator.demo import result_json
+        from coordinator.views import summary_of, swarm_view
+        from peer.runner import INTERRUPTED, run
+
+        def show(coordinator: Coordinator) -> None:
+            console.show(swarm_view(coordinator))
+
+        outcome = run(lambda stop: run_demo(spec, folder, peers, stop, show, console.event))
+        if outcome is None:
+            raise typer.Exit(INTERRUPTED)
+        coordinator, result = outcome
+        if result.finished:
+            console.summary(summary_of(coordinator, result))
+        else:
+            console.event("stopped; the same command goes on from here")
+        if as_json:
+            print_json(result_json(spec, coordinator, result))
+        if not result.finished:
+            raise typer.Exit(INTERRUPTED)
+        if not result.digests_equal and result.reports:
+            raise typer.Exit(1)
+
+
+@app.command()
+def prepare(config: ConfigArgument, folder: DirOption) -> None:
+    """Tokenise the run's data into shards (serve does it too when it has not been done)."""
+    spec = _load(config)
+    with errors_in_one_line():
+        set_up_logging(None)
+        from coordinator.prepare import prepare as prepare_data
+
+        manifest = prepare_data(spec, folder / "data")
+        typer.echo(
+            f"{folder / 'data'}: {manifest.rows:,} training rows of {manifest.sequence_length} tokens, "
+            f"{manifest.held_out_rows:,} held out, vocabulary {manifest.vocab_size:,}",
+            err=True,
+        )
+
+
+@app.command()
+def serve(
+    config: ConfigArgument,
+    folder: DirOption,
+    host: Annotated[
+        str, typer.Option(help="Name or address at which others reach this machine; its own addresses if not given.")
+    ] = "",
+    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the API; 0: any free one.")] = 7070,
+    swarm_port: Annotated[int, typer.Option(min=0, max=65535, help="Port for peers; 0: any free one.")] = 7072,
+    as_json: JsonOption = False,
+) -> None:
+    """Lead a run until it is finished; the ticket to hand out is written to DIR/ticket.txt."""
+    from peer.console import Console
+
+    spec = _load(config)
+    with Console() as console, errors_in_one_line():
+        set_up_logging(folder / "coordinator.log", console.log_handler())
+        from coordinator.lead import lead
+        from coordinator.serve import ServeOptions
+        from coordinator.views import swarm_view
+        from peer.runner import INTERRUPTED, run
+
+        options = ServeOptions(folder, host, grpc_port, swarm_port)
+        status = run(
+            lambda stop: lead(
+                spec, options, stop, lambda coordinator: console.show(swarm_view(coordinator)), console.event
+            )
+        )
+        if status is None:
+            raise typer.Exit(INTERRUPTED)
+        if as_json:
+            print_json(status)
+
+
+@app.command()
+def ledger(
+    folder: DirOption,
+    as_json: JsonOption = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a header line.")] = False,
+) -> None:
+    """Who contributed how much: the fold of the log in DIR."""
+    with errors_in_one_line():
+        from coordinator.ledger import rows, to_csv
+        from coordinator.names import Names
+        from peer.log import Log
+
+        log = Log.load(folder / "log")
+        found = rows(log.accounts, Names(folder / "names.json").by_id)
+        if as_csv:
+            sys.stdout.write(to_csv(found))
+        if as_json:
+            print_json(
+                {"run_id": log.run_id.hex(), "tokens": log.accounts.tokens, "peers": [vars(row) for row in found]}
+            )
+        if not (as_csv or as_json):
+            from coordinator.views import print_ledger
+
+            print_ledger(log, found)
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,271 @@
+"""The life of a coordinator: a replica that leads, archives, evaluates and answers questions.
+
+It may be killed at any moment. Everything it needs again is in its folder: identity, data, log, blobs, snapshots;
+leases are presented again by the peers that hold them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs import RunSpec
+from coordinator.evaluate import Evaluator
+from coordinator.genesis import create
+from coordinator.names import Names
+from coordinator.service import served
+from peer.blobs import BlobStore
+from peer.errors import CommonweightsError, UsageError
+from peer.exchange import Exchange
+from peer.identity import Identity, PeerId
+from peer.leader import Leader
+from peer.log import Entry, Log
+from peer.manifest import Manifest
+from peer.replica import Replica
+from peer.state import State
+from peer.swarm import HivemindSwarm
+from peer.ticket import Ticket
+from protos import coordinator_pb2
+
+logger = logging.getLogger(__name__)
+
+EVENTS_KEPT = 200
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    folder: Path
+    host: str = ""  # the name or address that others reach this machine at; empty: what it sees itself
+    grpc_port: int = 0
+    swarm_port: int = 0
+    paused: bool = False
+
+
+class Coordinator:
+    """A run in progress, as the API, the page and the console see it."""
+
+    def __init__(
+        self, folder: Path, log: Log, replica: Replica, swarm: HivemindSwarm, leader: Leader, names: Names
+    ) -> None:
+        self.folder = folder
+        self.log = log
+        self.replica = replica
+        self.swarm = swarm
+        self.leader = leader
+        self.names_book = names
+        self.events: deque[str] = deque(maxlen=EVENTS_KEPT)
+        manifest = Manifest.load(folder / "data")
+        self.evaluator = Evaluator(folder, replica, manifest, lambda peer: names.of(peer))
+        self.on_event: Callable[[str], None] = lambda text: None
+        leader.on_event = self._event
+        leader.on_applied = self._applied
+        self.ticket: Ticket | None = None
+        self._snapshotting: asyncio.Task[None] | None = None
+
+    @property
+    def names(self) -> dict[str, str]:
+        return self.names_book.by_id
+
+    @property
+    def swarm_addresses(self) -> list[str]:
+        return self.swarm.addresses
+
+    async def run(self) -> None:
+        """Lead until the run is finished; then evaluate and export what came out."""
+        if self.evaluator.newest is None:
+            self.evaluator.after_round(0)
+        await self.leader.run()
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Bring snapshot, evaluation and checkpoint up to the head."""
+        if self._snapshotting is not None:
+            await asyncio.wait([self._snapshotting])
+        await self._keep_snapshot()
+        await self.evaluator.finish()
+
+    def status(self) -> coordinator_pb2.StatusReply:
+        """Where the run stands now."""
+        log, run = self.log, self.log.spec.run
+        now = asyncio.get_running_loop().time()
+        evaluation = self.evaluator.newest
+        return coordinator_pb2.StatusReply(
+            run_id=log.run_id.hex(),
+            name=run.name,
+            round=log.head.round - log.head.record.final,
+            tokens=log.accounts.tokens,
+            target_tokens=run.tokens,
+            target_rounds=run.rounds,
+            eta_seconds=eta_seconds(log),
+            loss=-1.0 if log.accounts.loss is None else log.accounts.loss,
+            eval_loss=evaluation.loss if evaluation else -1.0,
+            tokens_per_second=self.leader.tokens_per_second,
+            peers=[self._peer_status(peer, now) for peer in sorted(self.leader.guests)],
+            sequencer=str(self.swarm.peer_id),
+            checkpoint=str(self.evaluator.checkpoint or ""),
+            state=self.leader.in_words,
+            state_digest=self.replica.digest.hex(),
+            finished=log.finished,
+            sample=evaluation.sample if evaluation else "",
+        )
+
+    def _peer_status(self, peer: PeerId, now: float) -> coordinator_pb2.PeerStatus:
+        guest = self.leader.guests[peer]
+        presence = guest.presence
+        return coordinator_pb2.PeerStatus(
+            peer_id=str(peer),
+            name=presence.name,
+            team=presence.team,
+            phase=presence.phase,
+            head_round=presence.head_round,
+            round_tokens=presence.tokens,
+            tokens_per_second=presence.tokens_per_second,
+            loss=presence.loss,
+            credit_tokens=self.log.accounts.credit.get(peer.public_key, 0),
+            hardware=presence.hardware,
+            bytes_sent=presence.bytes_sent,
+            bytes_received=presence.bytes_received,
+            seen_seconds_ago=now - guest.seen,
+        )
+
+    def _event(self, text: str) -> None:
+        self.events.append(text)
+        logger.info("%s", text)
+        self.names_book.remember(
+            (peer, guest.presence.name) for peer, guest in self.leader.guests.items() if guest.presence.name
+        )
+        self.on_event(text)
+
+    def _applied(self, entry: Entry) -> None:
+        round_ = entry.round
+        if not entry.record.final:
+            loss = self.log.accounts.loss
+            self._event(f"round {round_}: {len(entry.contributions)} contributions, loss {loss:.4f}" if loss is not None
+                        else f"round {round_}: no contributions")  # fmt: skip
+            self.evaluator.after_round(round_)
+        if round_ % self.log.spec.snapshots.every_rounds == 0:
+            self._snapshotting = asyncio.create_task(self._keep_snapshot())
+
+    async def _keep_snapshot(self) -> None:
+        await self.replica.keep_snapshot(self.log.spec.snapshots.keep, always=frozenset([0]))
+
+
+@contextlib.asynccontextmanager
+async def coordinating(
+    spec: RunSpec, options: ServeOptions, on_event: Callable[[str], None] = lambda text: None
+) -> AsyncIterator[Coordinator]:
+    """The run in `options.folder`, made if it is not there yet, with its API up and its ticket written.
+
+    Raises:
+        UsageError: a port is in use, or the folder holds a run of another spec.
+        CommonweightsError: the data cannot be prepared, the folder not be written or not be read again.
+    """
+    folder = options.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--dir {folder}: cannot be made: {error.strerror}") from None
+    identity = Identity.load_or_create(folder / "identity.key")
+    log = await asyncio.to_thread(open_run, spec, folder, identity)
+    loopback = options.host in ("localhost", "127.0.0.1")
+    bind = "127.0.0.1" if loopback else "0.0.0.0"
+    announce = [f"{_ip(options.host)}/tcp/{options.swarm_port}"] if options.host and options.swarm_port else []
+    async with await HivemindSwarm.create(
+        identity,
+        listen_host=bind,
+        port=options.swarm_port,
+        announce_addresses=announce,
+        map_port=False,
+        public=not loopback,
+    ) as swarm:
+        exchange = Exchange(swarm, BlobStore(folder / "blobs"))
+        state = State.empty(log.origin.genesis.parameters, log.spec.outer.momentum > 0)
+        state.round = -1
+        replica = Replica(folder, log, state, exchange, list)
+        try:
+            if not await replica.restore():
+                raise CommonweightsError(f"{folder}/snapshots holds no usable state; restore the folder from a backup")
+            await replica.catch_up()
+            names = Names(folder / "names.json")
+            leader = Leader(replica, swarm, identity, paused=options.paused)
+            coordinator = Coordinator(folder, log, replica, swarm, leader, names)
+            coordinator.on_event = on_event
+            replica.serve(swarm)
+            leader.serve()
+            async with served(coordinator, bind, options.grpc_port) as grpc_port:
+                host = options.host or _first_host(swarm.addresses)
+                coordinator.ticket = Ticket(
+                    log.run_id, identity.peer_id, (f"{host}:{grpc_port}",), tuple(swarm.addresses)
+                )
+                coordinator.ticket.save(folder)
+                try:
+                    yield coordinator
+                finally:
+                    await coordinator.evaluator.close()
+                    names.save()
+        finally:
+            replica.close()
+
+
+def open_run(spec: RunSpec, folder: Path, identity: Identity) -> Log:
+    """The run in `folder`; made from `spec` when there is none.
+
+    Raises:
+        UsageError: it was made from another spec.
+    """
+    if not any((folder / "log").glob("*.record")):
+        return create(spec, folder, identity)
+    log = Log.load(folder / "log")
+    if log.spec != spec:
+        changed = ", ".join(differences(log.spec, spec))
+        raise UsageError(
+            f"{folder} holds a run with other settings ({changed}); a run's settings are fixed by its first record: "
+            "use another --dir, or the config it was made from"
+        )
+    if log.origin.coordinator != identity.peer_id:
+        raise UsageError(f"{folder}/identity.key is not the key that signed this run; put the right one back")
+    return log
+
+
+def differences(old: RunSpec, new: RunSpec) -> list[str]:
+    """Keys whose values differ, as section.key."""
+    before, after = old.model_dump(), new.model_dump()
+    return [
+        f"{section}.{key}"
+        for section, values in before.items()
+        for key in values
+        if values[key] != after[section].get(key)
+    ]
+
+
+def eta_seconds(log: Log) -> float:
+    """Until the run has all its tokens or rounds, at the pace of the newest records; -1 when that is not known."""
+    run, accounts = log.spec.run, log.accounts
+    if log.finished:
+        return 0.0
+    left = []
+    if run.tokens and accounts.tokens_per_second > 0:
+        left.append((run.tokens - accounts.tokens) / accounts.tokens_per_second)
+    if run.rounds and len(accounts.recent) > 1:
+        (start, _), (end, _) = accounts.recent[0], accounts.recent[-1]
+        left.append((run.rounds - log.head.round) * (end - start) / (len(accounts.recent) - 1))
+    return max(0.0, min(left)) if left else -1.0
+
+
+def _ip(host: str) -> str:
+    try:
+        socket.inet_pton(socket.AF_INET, host)
+    except OSError:
+        return f"/dns4/{host}"
+    return f"/ip4/{host}"
+
+
+def _first_host(addresses: list[str]) -> str:
+    parts = addresses[0].split("/") if addresses else []
+    return parts[2] if len(parts) > 2 else "127.0.0.1"

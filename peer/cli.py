@@ -1,0 +1,166 @@
+"""commonweights: take part in a run, look at one, check one."""
+
+from __future__ import annotations
+
+import getpass
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from peer.commands import errors_in_one_line, print_json, set_up_logging
+
+app = typer.Typer(
+    help="Take part in a run: join it with a ticket, look at it, check its log.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+identity_app = typer.Typer(help="The key that is you: credit belongs to it.", no_args_is_help=True)
+app.add_typer(identity_app, name="identity")
+
+HOME = Path("~/.commonweights").expanduser()
+
+TicketArgument = Annotated[str, typer.Argument(help="The ticket, or a file that holds it.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+IdentityDirOption = Annotated[Path, typer.Option("--dir", help="Folder of the identity.")]
+
+
+@app.command()
+def join(
+    ticket: TicketArgument,
+    folder: Annotated[
+        Path | None, typer.Option("--dir", help="Folder for identity, log and data; ~/.commonweights/RUN if not given.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="What others see beside your contributions.")] = "",
+    team: Annotated[str, typer.Option(help="Team or organization that your credit is shown under.")] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0 or mps.")] = "auto",
+    upload_mbit: Annotated[float | None, typer.Option(min=0.1, help="Limit of the upload, in Mbit/s.")] = None,
+    rounds: Annotated[int, typer.Option(min=0, help="Contribute to so many rounds, then leave; 0: to the end.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Join a run and train until it is finished. Ctrl-C leaves cleanly; the same command again goes on."""
+    with errors_in_one_line():
+        from peer.ticket import Ticket
+
+        parsed = Ticket.parse(ticket)
+        folder = folder or HOME / parsed.run_id.hex()[:16]
+        from peer.console import Console
+
+        with Console() as console:
+            set_up_logging(folder / "peer.log", console.log_handler())
+            console.event(f"joining run {parsed.run_id.hex()[:16]}; loading")
+            from peer.join import JoinOptions
+            from peer.participate import participate
+            from peer.runner import INTERRUPTED, run
+
+            upload = upload_mbit * 1e6 / 8 if upload_mbit else None
+            options = JoinOptions(folder, name, team, device, upload, rounds)
+            report = run(lambda stop: participate(parsed, options, stop, console))
+            if report is None:
+                raise typer.Exit(INTERRUPTED)
+            if as_json:
+                print_json(vars(report))
+
+
+@app.command()
+def status(ticket: TicketArgument, as_json: JsonOption = False) -> None:
+    """Where a run stands."""
+    with errors_in_one_line():
+        import asyncio
+
+        from peer.status import as_dict, fetch, print_status
+        from peer.ticket import Ticket
+
+        found = asyncio.run(fetch(Ticket.parse(ticket)))
+        if as_json:
+            print_json(as_dict(found))
+        else:
+            print_status(found)
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Folder of a demo, serve or join.")], as_json: JsonOption = False
+) -> None:
+    """Replay a run's log: signatures, chain, weights, credit. Exit code 3 if anything is not as it was signed."""
+    with errors_in_one_line():
+        from peer.verification import show_verdict, verify_with_progress
+
+        verdict = verify_with_progress(folder)
+        if as_json:
+            keys = ("ok", "run_id", "rounds", "contributions", "state_digest", "credit", "errors")
+            print_json({key: getattr(verdict, key) for key in keys})
+        else:
+            show_verdict(verdict)
+        if not verdict.ok:
+            sys.exit(3)
+
+
+@identity_app.command("show")
+def identity_show(folder: IdentityDirOption = HOME) -> None:
+    """Print the peer id."""
+    with errors_in_one_line():
+        from peer.identity import Identity
+
+        typer.echo(str(Identity.load(folder / "identity.key").peer_id))
+
+
+@identity_app.command("new")
+def identity_new(folder: IdentityDirOption = HOME) -> None:
+    """Make a new identity; an existing one is never overwritten."""
+    with errors_in_one_line():
+        from peer.identity import Identity
+
+        identity = Identity.new()
+        identity.save(folder / "identity.key")
+        typer.echo(str(identity.peer_id))
+
+
+@identity_app.command("export")
+def identity_export(folder: IdentityDirOption = HOME) -> None:
+    """Print the identity, encrypted with a passphrase, to carry it to another machine."""
+    with errors_in_one_line():
+        from peer.identity import Identity
+
+        identity = Identity.load(folder / "identity.key")
+        typer.echo(identity.export(_passphrase(confirm=True)))
+
+
+@identity_app.command("import")
+def identity_import(
+    file: Annotated[typer.FileText, typer.Argument(help="What export printed; - for stdin.")],
+    folder: IdentityDirOption = HOME,
+) -> None:
+    """Take over an exported identity."""
+    with errors_in_one_line():
+        from peer.identity import Identity
+
+        identity = Identity.import_(file.read(), _passphrase(confirm=False))
+        identity.save(folder / "identity.key")
+        typer.echo(str(identity.peer_id))
+
+
+def _passphrase(*, confirm: bool) -> str:
+    """From COMMONWEIGHTS_PASSPHRASE, or asked for at the terminal."""
+    import os
+
+    from peer.errors import UsageError
+
+    if (given := os.environ.get("COMMONWEIGHTS_PASSPHRASE")) is not None:
+        return given
+    if not sys.stdin.isatty():
+        raise UsageError("no terminal to ask for the passphrase; set COMMONWEIGHTS_PASSPHRASE")
+    first = getpass.getpass("passphrase: ")
+    if confirm and getpass.getpass("again: ") != first:
+        raise UsageError("the two passphrases differ; nothing was exported")
+    return first
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""From a ticket to a running peer: connect, learn what the run is, put a node together, and let it live."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from peer.blobs import BlobStore
+from peer.data import ShardReader
+from peer.errors import CommonweightsError, VerificationError
+from peer.exchange import Exchange
+from peer.feedback import ErrorFeedback
+from peer.hardware import choose_hardware
+from peer.identity import Identity, PeerId
+from peer.link import Link
+from peer.log import Log
+from peer.manifest import Manifest
+from peer.messages import parse
+from peer.node import Labels, Node
+from peer.order import order_key
+from peer.pulse import Pulse
+from peer.replica import CALL_SECONDS, Replica
+from peer.sources import BlobSource
+from peer.state import State
+from peer.swarm import HivemindSwarm, Swarm
+from peer.tasks import load_task
+from peer.ticket import Ticket
+from peer.trainer import Trainer
+from protos import swarm_pb2
+
+logger = logging.getLogger(__name__)
+
+FETCH_SECONDS = 120.0  # for the manifest
+
+
+@dataclass(frozen=True)
+class JoinOptions:
+    folder: Path
+    name: str = ""
+    team: str = ""
+    device: str = "auto"
+    upload_bytes_per_second: float | None = None
+    rounds: int = 0  # contribute to so many, then leave; 0: until the run ends
+    port: int = 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `join --json` prints."""
+
+    peer_id: str
+    run_id: str
+    rounds_contributed: int
+    tokens: int
+    credit_tokens: int
+    head_round: int
+    state_digest: str
+    compute_seconds: float
+    wall_seconds: float
+    bytes_sent: int
+    bytes_received: int
+
+
+@contextlib.asynccontextmanager
+async def joined(ticket: Ticket, options: JoinOptions, on_event: Callable[[str], None]) -> AsyncIterator[Node]:
+    """A node that is connected and knows the run; `await node.run()` makes it take part.
+
+    Raises:
+        UnreachableError: nobody answers at the ticket's addresses.
+        UsageError: the device, folder or port cannot be used.
+        VerificationError: the folder holds another run, or a damaged log.
+    """
+    options.folder.mkdir(parents=True, exist_ok=True)
+    hardware = choose_hardware(options.device)
+    identity = Identity.load_or_create(options.folder / "identity.key")
+    swarm = await HivemindSwarm.create(
+        identity, port=options.port, bootstrap=[(ticket.coordinator, ticket.swarm_addresses)]
+    )
+    async with swarm:
+        changed = Pulse()
+        link = Link(swarm, ticket.run_id, ticket.coordinator, list(ticket.swarm_addresses), changed, on_event)
+        await link.connect()
+        log = await _open_log(swarm, ticket, options.folder / "log")
+        store = BlobStore(options.folder / "blobs")
+        exchange = Exchange(swarm, store, upload_bytes_per_second=options.upload_bytes_per_second)
+        manifest = await _fetch_manifest(log, exchange, ticket.coordinator)
+        trainer, state = await asyncio.to_thread(_build, log, manifest, hardware.device)
+        replica = Replica(options.folder, log, state, exchange, lambda: link.sources)
+        feedback = ErrorFeedback(state.theta.numel(), log.spec.codec.feedback_decay)
+        _take_up(options.folder, feedback, trainer, on_event)
+        await replica.restore()
+
+        async def fetch(hash_: bytes, size: int) -> Path:
+            await replica.fetch_blob(hash_, size)
+            return store.path(hash_)
+
+        key = order_key(log.spec.run.seed)
+        async with ShardReader(manifest, options.folder / "data", [BlobSource(fetch)], key=key) as rows:
+            replica.serve(swarm)
+            labels = Labels(options.name, options.team, hardware.description)
+            node = Node(options.folder, identity, replica, link, trainer, feedback, rows, labels)
+            node.max_rounds = options.rounds
+            node.on_event = on_event
+            try:
+                yield node
+            finally:
+                replica.close()
+
+
+def report(node: Node) -> Report:
+    log, tally = node.replica.log, node.tally
+    return Report(
+        peer_id=str(node.identity.peer_id),
+        run_id=log.run_id.hex(),
+        rounds_contributed=tally.rounds_contributed,
+        tokens=tally.tokens,
+        credit_tokens=log.accounts.credit.get(node.identity.peer_id.public_key, 0),
+        head_round=node.replica.state.round,
+        state_digest=node.replica.digest.hex(),
+        compute_seconds=round(tally.compute_seconds, 3),
+        wall_seconds=round(time.monotonic() - tally.started, 3),
+        bytes_sent=node.replica.exchange.bytes_sent,
+        bytes_received=node.replica.exchange.bytes_received,
+    )
+
+
+async def _open_log(swarm: Swarm, ticket: Ticket, folder: Path) -> Log:
+    """This node's log of the ticket's run: from its folder, or begun with the genesis record that the swarm has."""
+    if any(folder.glob("*.record")):
+        log = await asyncio.to_thread(Log.load, folder)
+        if log.run_id != ticket.run_id:
+            raise VerificationError(
+                f"{folder.parent} holds run {log.run_id.hex()[:16]}, the ticket is for {ticket.run_id.hex()[:16]}; "
+                "use another --dir for another run"
+            )
+        return log
+    request = swarm_pb2.RecordsRequest(run_id=ticket.run_id, first_round=0, count=1)
+    answer = await swarm.call(ticket.coordinator, "records", request.SerializeToString(), timeout_seconds=CALL_SECONDS)
+    records = parse(answer, swarm_pb2.RecordsReply).records
+    if not records:
+        raise CommonweightsError("the coordinator sent no genesis record; try again in a moment")
+    return Log.start(records[0], folder, ticket.run_id)
+
+
+async def _fetch_manifest(log: Log, exchange: Exchange, coordinator: PeerId) -> Manifest:
+    genesis = log.origin.genesis
+    if not exchange.store.has(genesis.manifest_hash):
+        await exchange.fetch(
+            genesis.manifest_hash, genesis.manifest_bytes, [coordinator], deadline_seconds=FETCH_SECONDS
+        )
+    return Manifest.from_json(exchange.store.read(genesis.manifest_hash), source="the run's data manifest")
+
+
+def _build(log: Log, manifest: Manifest, device: torch.device) -> tuple[Trainer, State]:
+    """The model on its device, and the state before the first round (round -1 if this machine draws other weights)."""
+    spec, genesis = log.spec, log.origin.genesis
+    task = load_task(spec.model.task)
+    model = task.build_model(
+        spec, manifest.vocab_size, bos_token_id=manifest.end_of_text, eos_token_id=manifest.end_of_text
+    )
+    trainer = Trainer(spec, task, model, device)
+    if trainer.parameters.count != genesis.parameters:
+        raise VerificationError(
+            f"this version builds a model of {trainer.parameters.count} parameters, the run's has {genesis.parameters}; "
+            "install the version that the run uses"
+        )
+    state = State.initial(trainer.parameters.read(), spec.outer.momentum > 0)
+    if state.digest() != genesis.state_digest:
+        logger.info("this machine draws other initial weights than the coordinator's; fetching them")
+        state.round = -1
+    return trainer, state
+
+
+def _take_up(folder: Path, feedback: ErrorFeedback, trainer: Trainer, on_event: Callable[[str], None]) -> None:
+    """What an earlier start kept."""
+    if (path := folder / "feedback.safetensors").exists():
+        try:
+            feedback.load(path)
+        except CommonweightsError as error:
+            on_event(f"starting with empty error feedback: {error}")
+    if (path := folder / "optimizer.safetensors").exists():
+        trainer.load_optimizer(path)

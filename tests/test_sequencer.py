@@ -1,0 +1,280 @@
+"""The sequencer as a pure state machine: when rounds close, what is merged, and that nothing stops them."""
+
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from peer.leases import LeaseBook
+from peer.ranges import Ranges
+from peer.sequencer import (
+    TRAINING,
+    Checked,
+    Closing,
+    Effect,
+    Event,
+    Fetch,
+    Gone,
+    Heard,
+    Leased,
+    Left,
+    Offered,
+    Pause,
+    Publish,
+    Refuse,
+    Rules,
+    Sequencer,
+    Submission,
+    Tick,
+    tick,
+)
+
+RULES = Rules(
+    target_tokens=1000,
+    max_seconds=60.0,
+    first_deadline_seconds=10.0,
+    deadline_mads=6.0,
+    silence_seconds=15.0,
+    lease_seconds=120.0,
+    heartbeat_seconds=1.0,
+    sequence_tokens=10,
+    batch_sequences=5,
+)
+A, B, C = (bytes([letter]) * 32 for letter in b"abc")
+
+
+class Table:
+    """A sequencer with a clock and peers that do as they are told."""
+
+    def __init__(self, **changes: Any) -> None:
+        self.now = 100.0
+        rules = replace(RULES, **changes)
+        self.state = Sequencer(rules=rules, round=1, opened=self.now, leases=LeaseBook())
+        self.held: dict[bytes, Ranges] = {}
+        self.accepted = Ranges()
+
+    def say(self, event: Event, after: float = 0.0) -> list[Effect]:
+        self.now += after
+        self.state, effects = tick(self.state, event, self.now)
+        for effect in effects:
+            if isinstance(effect, Leased):
+                self.held[effect.peer] = (self.held.get(effect.peer, Ranges()) | effect.positions) - effect.revoked
+            if isinstance(effect, Publish):
+                for item in effect.accepted:
+                    self.accepted |= item.consumed
+                    self.held[item.peer] = self.held.get(item.peer, Ranges()) - item.consumed
+        return effects
+
+    def hear(self, peer: bytes, tokens: int = 0, phase: str = TRAINING, speed: float = 100.0) -> list[Effect]:
+        held = self.held.get(peer, Ranges())
+        return self.say(Heard(peer, self.state.round - 1, tokens, speed, phase, held, 10, self.accepted))
+
+    def offer(self, peer: bytes, sequences: int = 5) -> Submission:
+        consumed = self.held[peer].first(sequences)
+        return Submission(peer, bytes(31) + peer[:1], len(consumed) * 10, consumed)
+
+    def submit(self, peer: bytes, norm: float = 1.0, sequences: int = 5) -> list[Effect]:
+        submission = self.offer(peer, sequences)
+        first = self.say(Offered(submission))
+        return first + self.say(Checked(peer, submission.payload_hash, norm=norm))
+
+
+E = TypeVar("E")
+
+
+def only(effects: list[Effect], kind: type[E]) -> list[E]:
+    return [effect for effect in effects if isinstance(effect, kind)]
+
+
+def test_a_round_is_published_when_everybody_has_submitted() -> None:
+    """No deadline is waited for: the last of the training peers completes the round; the order is that of the keys."""
+    table = Table()
+    for peer in (C, A, B):
+        table.hear(peer, tokens=50)
+    assert not only(table.submit(C) + table.submit(B), Publish)
+    (published,) = only(table.submit(A), Publish)
+    assert [item.peer for item in published.accepted] == [A, B, C]
+    assert published.round == 1 and table.state.round == 2
+
+
+def test_the_round_closes_at_the_token_target_and_waits_for_the_slow_until_the_deadline() -> None:
+    """A peer that reported tokens is waited for, but no longer than the deadline; it is then published without it."""
+    table = Table(target_tokens=90)
+    table.hear(A, tokens=50)
+    (closing,) = only(table.hear(B, tokens=50), Closing)
+    assert closing.deadline_seconds == 10.0
+    assert not only(table.submit(A), Publish)
+    assert not only(table.say(Tick(), after=9.9), Publish)
+    (published,) = only(table.say(Tick(), after=0.2), Publish)
+    assert [item.peer for item in published.accepted] == [A]
+
+
+def test_a_peer_without_a_finished_step_does_not_hold_up_a_closing_round() -> None:
+    """After the close only peers with something to submit are expected."""
+    table = Table(target_tokens=50)
+    table.hear(B)
+    table.hear(A, tokens=50)
+    assert only(table.submit(A), Publish)
+
+
+def test_max_seconds_closes_a_round_that_is_not_full() -> None:
+    table = Table(silence_seconds=1e9)
+    table.hear(A, tokens=50)
+    assert not only(table.say(Tick(), after=59.0), Closing)
+    assert only(table.say(Tick(), after=2.0), Closing)
+
+
+def test_nobody_in_time_extends_the_deadline_instead_of_publishing_nothing() -> None:
+    table = Table(target_tokens=50, silence_seconds=1e9)
+    table.hear(A, tokens=50)
+    assert not only(table.say(Tick(), after=11.0), Publish)
+    assert only(table.submit(A), Publish)
+
+
+def test_silent_peers_are_forgotten_and_their_leases_come_back() -> None:
+    """The positions go to the next peer that asks."""
+    table = Table()
+    table.hear(A, tokens=20)
+    lost = table.held[A]
+    (gone,) = only(table.say(Tick(), after=16.0), Gone)
+    assert gone.peer == A
+    table.hear(B)
+    assert table.held[B].first(len(lost)) == lost
+
+
+def test_refused_payloads_are_named_in_the_record_and_their_positions_stay_leased() -> None:
+    """The peer loses nothing: it may contribute the same positions in the next round."""
+    table = Table()
+    table.hear(A, tokens=50)
+    table.hear(B, tokens=50)
+    submission = table.offer(A)
+    assert only(table.say(Offered(submission)), Fetch)
+    table.say(Checked(A, submission.payload_hash, reason="not finite"))
+    (refuse,) = only(table.say(Offered(submission)), Refuse)
+    assert refuse.reason == "not finite"
+    table.say(Left(A))
+    (published,) = only(table.submit(B), Publish)
+    assert [(item.peer, item.reason) for item in published.refused] == [(A, "not finite")]
+    assert not published.accepted[0].consumed & submission.consumed
+
+
+def test_a_second_contribution_to_one_round_is_refused() -> None:
+    table = Table()
+    table.hear(A, tokens=50)
+    table.hear(B, tokens=50)
+    table.submit(A)
+    other = replace(table.offer(A, 2), payload_hash=b"x" * 32)
+    (refuse,) = only(table.say(Offered(other)), Refuse)
+    assert "another contribution" in refuse.reason
+
+
+def test_a_contribution_without_a_lease_is_refused() -> None:
+    table = Table()
+    table.hear(A, tokens=50)
+    table.hear(B)
+    stolen = Submission(B, bytes(32), 50, table.held[A].first(5))
+    (refuse,) = only(table.say(Offered(stolen)), Refuse)
+    assert "not leased" in refuse.reason
+
+
+def test_claimed_tokens_beyond_the_lease_do_not_close_the_round() -> None:
+    """A liar can report no more than it was given to train on."""
+    table = Table(target_tokens=100_000)
+    assert not only(table.hear(A, tokens=1 << 62, speed=0.0), Closing)
+
+
+def test_the_deadline_adapts_to_what_peers_need() -> None:
+    """After rounds that were answered in about a second it is far below the first, fixed one, and above the median."""
+    table = Table(target_tokens=100, silence_seconds=1e9)
+    for _ in range(8):
+        table.hear(A, tokens=50)
+        table.hear(B, tokens=50)
+        table.now += 0.9
+        table.submit(A)
+        table.now += 0.2
+        table.submit(B)
+    assert 1.0 < table.state.deadline_seconds < 5.0
+
+
+def test_paused_rounds_lease_nothing_and_do_not_close() -> None:
+    table = Table(target_tokens=50)
+    table.say(Pause(True))
+    effects = table.hear(A, tokens=50)
+    assert not only(effects, Closing) and not table.held[A]
+    table.say(Pause(False))
+    table.hear(A)
+    assert table.held[A]
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Thousands of event orders: rounds count up, positions are merged once, and a live honest peer gets its round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = Table()
+        self.round = 1
+
+    def _note(self, effects: list[Effect]) -> None:
+        for publish in only(effects, Publish):
+            assert publish.round == self.round and publish.accepted
+            self.round += 1
+            keys = [item.peer for item in publish.accepted]
+            assert keys == sorted(set(keys))
+            merged = [item.consumed for item in publish.accepted]
+            assert sum(map(len, merged)) == len(Ranges.of(pair for part in merged for pair in part))
+            assert max(part.stop for part in merged) <= publish.data_cursor
+
+    @rule(peer=st.sampled_from([A, B, C]), tokens=st.integers(0, 400), phase=st.sampled_from([TRAINING, "waiting"]))
+    def hear(self, peer: bytes, tokens: int, phase: str) -> None:
+        self._note(self.table.hear(peer, tokens, phase))
+
+    @rule(peer=st.sampled_from([A, B, C]), good=st.booleans(), late=st.booleans())
+    def submit(self, peer: bytes, good: bool, late: bool) -> None:
+        before = self.table.accepted
+        if not self.table.held.get(peer):
+            return
+        submission = self.table.offer(peer)
+        assert not submission.consumed & before or self.table.state.leases.refusal(peer, submission.consumed)
+        self._note(self.table.say(Offered(submission)))
+        if late:
+            self._note(self.table.say(Tick(), after=7.0))
+        self._note(self.table.say(Checked(peer, submission.payload_hash, norm=1.0, reason="" if good else "garbage")))
+
+    @rule(peer=st.sampled_from([A, B, C]))
+    def leave(self, peer: bytes) -> None:
+        self._note(self.table.say(Left(peer)))
+        self.table.held.pop(peer, None)
+
+    @rule(seconds=st.floats(0.1, 30.0))
+    def wait(self, seconds: float) -> None:
+        self._note(self.table.say(Tick(), after=seconds))
+
+    @invariant()
+    def open_round_is_the_next_one(self) -> None:
+        assert self.table.state.round == self.round
+
+    @invariant()
+    def accepted_is_never_leased_again(self) -> None:
+        for lease in self.table.state.leases.held.values():
+            assert not lease.positions & self.table.accepted
+
+    def teardown(self) -> None:
+        """Whatever happened before, one honest peer that reports and submits gets a record within two deadlines."""
+        table = self.table
+        start = self.round
+        for _ in range(200):
+            self._note(table.hear(A, tokens=50))
+            if A not in table.state.submissions and table.held.get(A):
+                submission = replace(table.offer(A), payload_hash=bytes([self.round % 251]) * 31 + b"!")
+                self._note(table.say(Offered(submission)))
+                self._note(table.say(Checked(A, submission.payload_hash, norm=1.0)))
+            self._note(table.say(Tick(), after=1.0))
+            if self.round > start:
+                return
+        raise AssertionError("the round never ended")
+
+
+TestAnyOrder = AnyOrder.TestCase
+TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
