@@ -8,6 +8,7 @@ else, therefore a file that does not fit is only warned about.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from configs.schema import Train
+from peer.errors import CommonweightsError
 
 FORMAT = "commonweights-adamw/1"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -55,7 +57,11 @@ def allocate_state(optimizer: torch.optim.Optimizer) -> None:
 
 
 def save_state(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, extra: dict[str, float]) -> None:
-    """Write moments and step counts, atomically. `extra`: numbers that `load_state` gives back (the loss scale)."""
+    """Write moments and step counts, atomically. `extra`: numbers that `load_state` gives back (the loss scale).
+
+    Raises:
+        CommonweightsError: the file cannot be written; an earlier one stays as it is.
+    """
     allocate_state(optimizer)
     tensors: dict[str, torch.Tensor] = {}
     steps: dict[str, float] = {}
@@ -64,12 +70,20 @@ def save_state(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimi
             state = optimizer.state[parameter]
             steps[name] = float(state["step"])
             tensors |= {f"{moment}.{name}": state[moment].detach().contiguous() for moment in MOMENTS}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"format": FORMAT, "steps": json.dumps(steps), "extra": json.dumps(extra)}
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata={"format": FORMAT, "steps": json.dumps(steps), "extra": json.dumps(extra)})
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, metadata=metadata)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise CommonweightsError(
+            f"{path}: the optimizer state cannot be written ({error}); free some space, or use another folder"
+        ) from error
 
 
 def load_state(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float] | None:

@@ -115,9 +115,10 @@ class Trainer:
         self.task = task
         self.model = model
         self.precision = choose_precision(spec.train.precision, device)
-        self._accelerator, self._loss, self._optimizer = accelerated(
-            _Loss(task, model), lambda: build_optimizer(model, spec.train), device, self.precision
-        )
+        with _too_large(model, device):
+            self._accelerator, self._loss, self._optimizer = accelerated(
+                _Loss(task, model), lambda: build_optimizer(model, spec.train), device, self.precision
+            )
         self.device = next(model.parameters()).device
         self.parameters = FlatParameters(model)
         self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -142,7 +143,8 @@ class Trainer:
         rate = learning_rate(self.spec, tokens_before)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        allocate_state(self._optimizer)
+        with _too_large(self.model, self.device):
+            allocate_state(self._optimizer)
         if self.micro_batch_sequences == 0:
             self.micro_batch_sequences = self._measure_micro_batch(rows)
         with self._reproducible_dropout(tokens_before):
@@ -242,6 +244,8 @@ class Trainer:
 
     def _measure_micro_batch(self, rows: torch.Tensor) -> int:
         """The smallest power of two (or the whole batch) that is about as fast per row as any that fits into memory."""
+        whole = max(self.spec.train.batch_sequences, len(rows))
+        rows = rows.repeat(math.ceil(whole / len(rows)), 1)[:whole]  # the first batch may be a small rest
         best, best_speed, size = 1, 0.0, 1
         while True:
             self.micro_batch_sequences = size
@@ -302,6 +306,21 @@ class Trainer:
             torch.cuda.empty_cache()
         elif self.device.type == "mps":
             torch.mps.empty_cache()
+
+
+@contextlib.contextmanager
+def _too_large(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
+    """Memory that ran out before the first batch: smaller batches would not help."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        needed = 16 * sum(parameter.numel() for parameter in model.parameters())  # weight, gradient, two moments
+        raise CommonweightsError(
+            f"out of memory: this model needs {needed / 2**30:.1f} GB on {device} before the first batch; close other"
+            " programs that use it, or join with --device cpu or a larger GPU"
+        ) from error
 
 
 def _recompute_activations(model: Any) -> None:

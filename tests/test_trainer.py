@@ -224,6 +224,26 @@ def test_micro_batch_is_measured_within_memory() -> None:
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
 
 
+def test_measuring_starts_from_a_full_batch() -> None:
+    """A first batch that is a small rest does not decide the micro-batch of all later ones."""
+    trainer = small_trainer()
+    loss = SmallMemory(trainer, 100)
+    wrap_loss(trainer, loss)
+    trainer._measure_micro_batch(trainer._place(text_rows(3)))
+    assert max(loss.seen) == 8
+
+
+def test_model_larger_than_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When weights and optimizer alone are too large, a person is told how much they need."""
+
+    def full(optimizer: torch.optim.Optimizer) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("peer.trainer.allocate_state", full)
+    with pytest.raises(CommonweightsError, match="this model needs 0.0 GB on cpu"):
+        small_trainer().step(text_rows(8), 0)
+
+
 def test_other_errors_are_not_taken_for_memory() -> None:
     """An error that is not about memory is raised at once, unchanged."""
     trainer = small_trainer()
@@ -339,6 +359,63 @@ def test_optimizer_state_with_nonsense_inside(tmp_path: Path, caplog: pytest.Log
     next(iter(trainer._optimizer.state.values()))["exp_avg_sq"].fill_(-1.0)
     trainer.save_optimizer(path)
     assert not small_trainer().load_optimizer(path) and "impossible values" in caplog.text
+
+
+def test_optimizer_state_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the file cannot be written, a person is told, the earlier one stays, and no half of a file is left."""
+    trainer = small_trainer()
+    path = tmp_path / "adamw.safetensors"
+    trainer.save_optimizer(path)
+    before = path.read_bytes()
+    train(trainer, 1)
+
+    def full(tensors: object, file: Path, metadata: object) -> None:
+        file.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("peer.inner_optimizer.save_file", full)
+    with pytest.raises(CommonweightsError, match="free some space"):
+        trainer.save_optimizer(path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+# Loss scaling (fp16)
+
+
+def scaled_trainer(scale: float) -> Trainer:
+    """Loss scaling as on a GPU in fp16, with the CPU's fp32 arithmetic."""
+    trainer = small_trainer()
+    accelerator = trainer._accelerator
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    accelerator.native_amp, accelerator.state._mixed_precision = True, "fp16"
+    return trainer
+
+
+def test_loss_scaling_changes_nothing_but_rounding() -> None:
+    """Gradients are unscaled before they are clipped and applied: a power of two leaves the same bits."""
+    plain, scaled = small_trainer(), scaled_trainer(2.0**10)
+    assert train(plain, 3) == train(scaled, 3)
+    assert torch.equal(plain.parameters.read(), scaled.parameters.read())
+
+
+def test_overflow_lowers_the_loss_scale(tmp_path: Path) -> None:
+    """A scale that makes gradients overflow costs a skipped step and is halved, until steps succeed; it is kept."""
+    trainer = scaled_trainer(2.0**126)
+    original = trainer.task.loss
+    wrap_loss(trainer, lambda model, rows: 256 * original(model, rows))  # what overflows in fp16 needs more in fp32
+    before = trainer.parameters.read()
+    assert trainer.step(text_rows(8), 0).skipped
+    assert torch.equal(trainer.parameters.read(), before)
+    assert trainer._accelerator.scaler.get_scale() == 2.0**125
+    for _ in range(20):
+        if not (result := trainer.step(text_rows(8), 0)).skipped:
+            break
+    assert not result.skipped and not torch.equal(trainer.parameters.read(), before)
+    trainer.save_optimizer(tmp_path / "adamw.safetensors")
+    other = scaled_trainer(2.0**16)
+    assert other.load_optimizer(tmp_path / "adamw.safetensors")
+    train(other, 1)
+    assert other._accelerator.scaler.get_scale() == trainer._accelerator.scaler.get_scale()
 
 
 # Several trainers, evaluation, samples
@@ -470,3 +547,19 @@ def test_positions_are_those_of_the_run() -> None:
     assert positions(small_spec()) == 32
     assert positions(small_spec(model={**LLAMA, "max_position_embeddings": 64})) == 64
     assert positions(small_spec("gpt2", {**GPT2, "n_positions": 48})) == 48
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_gpu_trains_like_the_cpu(precision: str, tmp_path: Path) -> None:
+    """On a CUDA device, in every precision, the loss follows the CPU's, and the optimizer's file can be taken up."""
+    reference = train(small_trainer(), 10)
+    spec = small_spec(precision=precision)
+    trainer = Trainer(spec, load_task("language_model"), small_model(spec), torch.device("cuda"))
+    assert train(trainer, 10) == pytest.approx(reference, abs=0.2)
+    assert trainer.micro_batch_sequences in (1, 2, 4, 8)
+    assert trainer.parameters.read().device.type == "cpu"
+    trainer.save_optimizer(tmp_path / "adamw.safetensors")
+    assert trainer.load_optimizer(tmp_path / "adamw.safetensors")
+    assert len(trainer.generate([65], 8, seed=1)) > 0
