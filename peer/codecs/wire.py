@@ -4,7 +4,7 @@ A segment body is a concatenation of planes whose lengths follow from the number
 is checked first), so a reader never searches and never allocates more than the values it will return. Reading anything
 that does not fit raises PayloadError; padding bits must be zero.
 
-Everything is little endian, and bits are counted from the least significant one.
+Everything is little endian (so must the machine be), and bits are counted from the least significant one.
 """
 
 from __future__ import annotations
@@ -58,12 +58,18 @@ def pack_bits(flags: Flags | Bytes) -> bytes:
 
 def pack_levels(levels: Floats) -> bytes:
     """Values to half precision. They must be below 65504, which normalised segments guarantee."""
-    return levels.astype("<f2").tobytes()
+    return _halves(levels).numpy().tobytes()
 
 
 def as_half(levels: Floats) -> Floats:
     """The values that a reader of `pack_levels(levels)` will see."""
-    return levels.astype(np.float16).astype(np.float32)
+    rounded: Floats = _halves(levels).float().numpy()
+    return rounded
+
+
+def _halves(levels: Floats) -> torch.Tensor:
+    """Rounded to nearest even, by torch, which is several times as fast at it as numpy in both directions."""
+    return torch.from_numpy(levels).half()
 
 
 class Cursor:
@@ -93,7 +99,6 @@ class Cursor:
         # All exponent bits set is infinity or NaN. On the bits, because numpy's isfinite is ten times slower on halves.
         if count and int(np.bitwise_and(halves, 0x7C00).max()) == 0x7C00:
             raise PayloadError(f"damaged payload: {what} holds a value that is not finite")
-        # torch widens halves five times as fast as numpy; both are exact.
         return torch.from_numpy(halves.view("<f2").copy()).float().numpy()
 
     def finish(self) -> None:
