@@ -15,6 +15,18 @@ CODE := peer coordinator protos configs tests $(wildcard benchmarks)
 # so the generator stays old, in an environment of its own.
 GENERATOR := grpcio-tools==1.71.2 protobuf==5.29.6 mypy-protobuf==3.6.0
 
+# One line per package out of pip's three.
+define INSTALL_PROGRESS
+/^ *(Downloading|Processing|Using cached) .*\.(whl|tar\.gz)/ && !/\.metadata/ {
+  size = match($$0, /\([0-9.]+ [kMG]?B\)/) ? substr($$0, RSTART, RLENGTH) : ""
+  sub(/^ *(Using cached|[A-Z][a-z]*) /, ""); sub(/ .*/, ""); sub(/.*\//, ""); sub(/\.tar\.gz/, "")
+  split($$0, part, "-"); print "    " part[1] " " part[2] " " size; fflush()
+}
+/^Installing collected/ { print "==> unpacking"; fflush() }
+/^ERROR/ { print; fflush() }
+endef
+export INSTALL_PROGRESS
+
 .PHONY: help setup demo test pytest lint types imports format protos clean
 
 help:  ## this list
@@ -39,13 +51,14 @@ setup: .venv/installed  ## a virtual environment in .venv with everything instal
 	       "Install one and run: PYTHON=/path/to/python3.12 make setup" >&2; exit 2; \
 	fi; \
 	echo "==> .venv with $$($$python --version)"; \
-	if [ ! -x $(BIN)/pip ] && ! "$$python" -m venv --clear .venv >/dev/null 2>&1; then \
+	if ! $(BIN)/python -m pip --version >/dev/null 2>&1 && ! "$$python" -m venv --clear .venv >/dev/null 2>&1; then \
 	  rm -rf .venv; \
 	  echo "$$python cannot make virtual environments; on Debian or Ubuntu: apt-get install python3-venv" >&2; exit 2; \
 	fi; \
-	echo "==> installing Commonweights and the versions in constraints.txt; log in .venv/install.log"; \
+	echo "==> installing Commonweights with the versions in constraints.txt (a few minutes; log: .venv/install.log)"; \
 	if ! $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]' 2>&1 \
-	     | tee .venv/install.log | grep --line-buffered -E '^ *(Downloading|Installing collected|ERROR)' | cut -c1-110; then \
+	     | tee .venv/install.log \
+	     | awk "$$INSTALL_PROGRESS"; then \
 	  tail -5 .venv/install.log; echo "installation failed; the whole log is in .venv/install.log" >&2; exit 1; \
 	fi
 	@touch $@
