@@ -75,7 +75,7 @@ class Evaluator:
         """Bring evaluation and checkpoint up to the present state."""
         if self._pending is not None:
             await asyncio.wait([self._pending])
-        round_ = self.replica.state.round
+        round_ = self._trained_rounds()
         due = self.newest is None or self.newest.round != round_
         checkpoint_due = with_checkpoint and self._folder_of(round_) != self.checkpoint
         if due or checkpoint_due:
@@ -96,7 +96,7 @@ class Evaluator:
 
     async def _evaluate(self, export_too: bool) -> None:
         theta = await self.replica.compute(self.replica.state.theta.clone)
-        round_, tokens, digest = self.replica.state.round, self.replica.log.accounts.tokens, self.replica.digest
+        round_, tokens, digest = self._trained_rounds(), self.replica.log.accounts.tokens, self.replica.digest
         if self._rows is None:
             reader = ShardReader(self.manifest, self.folder / "data", key=order_key(self.spec.run.seed))
             self._rows = await reader.held_out(self.spec.evaluation.sequences)
@@ -160,6 +160,11 @@ class Evaluator:
             model = task.build_model(self.spec, self.manifest.vocab_size, bos_token_id=end, eos_token_id=end)
             self._trainer = Trainer(self.spec, task, model, torch.device("cpu"))
         return self._trainer
+
+    def _trained_rounds(self) -> int:
+        """The round that made the present state: the final record changes nothing."""
+        entry = self.replica.log.entries[self.replica.state.round]
+        return entry.round - entry.record.final
 
     def _folder_of(self, round_: int) -> Path:
         return self.folder / "checkpoints" / f"round-{round_:06d}"

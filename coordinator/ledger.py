@@ -47,6 +47,7 @@ def to_csv(ledger: list[Row]) -> str:
     writer.writerow(field.name for field in fields(Row))
     for row in ledger:
         writer.writerow(
-            f"'{value}" if isinstance(value, str) and value[:1] in "=+-@" else value for value in asdict(row).values()
+            f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
+            for value in asdict(row).values()
         )
     return out.getvalue()

@@ -29,7 +29,7 @@ from peer.log import Entry, Log
 from peer.manifest import Manifest
 from peer.replica import Replica
 from peer.state import State
-from peer.swarm import HivemindSwarm
+from peer.swarm import HivemindSwarm, Swarm
 from peer.ticket import Ticket
 from protos import coordinator_pb2
 
@@ -50,9 +50,7 @@ class ServeOptions:
 class Coordinator:
     """A run in progress, as the API, the page and the console see it."""
 
-    def __init__(
-        self, folder: Path, log: Log, replica: Replica, swarm: HivemindSwarm, leader: Leader, names: Names
-    ) -> None:
+    def __init__(self, folder: Path, log: Log, replica: Replica, swarm: Swarm, leader: Leader, names: Names) -> None:
         self.folder = folder
         self.log = log
         self.replica = replica
@@ -174,43 +172,57 @@ async def coordinating(
     identity = Identity.load_or_create(folder / "identity.key")
     log = await asyncio.to_thread(open_run, spec, folder, identity)
     loopback = options.host in ("localhost", "127.0.0.1")
-    bind = "127.0.0.1" if loopback else "0.0.0.0"
     announce = [f"{_ip(options.host)}/tcp/{options.swarm_port}"] if options.host and options.swarm_port else []
-    async with await HivemindSwarm.create(
-        identity,
-        listen_host=bind,
-        port=options.swarm_port,
-        announce_addresses=announce,
-        map_port=False,
-        public=not loopback,
-    ) as swarm:
-        exchange = Exchange(swarm, BlobStore(folder / "blobs"))
-        state = State.empty(log.origin.genesis.parameters, log.spec.outer.momentum > 0)
-        state.round = -1
-        replica = Replica(folder, log, state, exchange, list)
-        try:
-            if not await replica.restore():
-                raise CommonweightsError(f"{folder}/snapshots holds no usable state; restore the folder from a backup")
-            await replica.catch_up()
-            names = Names(folder / "names.json")
-            leader = Leader(replica, swarm, identity, paused=options.paused)
-            coordinator = Coordinator(folder, log, replica, swarm, leader, names)
-            coordinator.on_event = on_event
-            replica.serve(swarm)
-            leader.serve()
-            async with served(coordinator, bind, options.grpc_port) as grpc_port:
-                host = options.host or _first_host(swarm.addresses)
-                coordinator.ticket = Ticket(
-                    log.run_id, identity.peer_id, (f"{host}:{grpc_port}",), tuple(swarm.addresses)
-                )
-                coordinator.ticket.save(folder)
-                try:
-                    yield coordinator
-                finally:
-                    await coordinator.evaluator.close()
-                    names.save()
-        finally:
-            replica.close()
+    async with (
+        await HivemindSwarm.create(
+            identity,
+            listen_host=bind_address(options.host),
+            port=options.swarm_port,
+            announce_addresses=announce,
+            map_port=False,
+            public=not loopback,
+        ) as swarm,
+        leading(log, swarm, identity, options, on_event) as coordinator,
+    ):
+        yield coordinator
+
+
+@contextlib.asynccontextmanager
+async def leading(
+    log: Log, swarm: Swarm, identity: Identity, options: ServeOptions, on_event: Callable[[str], None]
+) -> AsyncIterator[Coordinator]:
+    """The parts of a coordinator put together on a swarm that is up."""
+    folder = options.folder
+    state = State.empty(log.origin.genesis.parameters, log.spec.outer.momentum > 0)
+    state.round = -1  # none yet
+    replica = Replica(folder, log, state, Exchange(swarm, BlobStore(folder / "blobs")), list)
+    try:
+        if not await replica.restore():
+            raise CommonweightsError(f"{folder}/snapshots holds no usable state; restore the folder from a backup")
+        await replica.catch_up()
+        names = Names(folder / "names.json")
+        leader = Leader(replica, swarm, identity, paused=options.paused)
+        coordinator = Coordinator(folder, log, replica, swarm, leader, names)
+        coordinator.on_event = on_event
+        replica.serve(swarm)
+        leader.serve()
+        async with served(coordinator, bind_address(options.host), options.grpc_port) as grpc_port:
+            host = options.host or _first_host(swarm.addresses)
+            ticket = Ticket(log.run_id, identity.peer_id, (f"{host}:{grpc_port}",), tuple(swarm.addresses))
+            ticket.save(folder)
+            coordinator.ticket = ticket
+            try:
+                yield coordinator
+            finally:
+                await coordinator.evaluator.close()
+                names.save()
+    finally:
+        replica.close()
+
+
+def bind_address(host: str) -> str:
+    """Loopback when that is where others are told to come, else every interface."""
+    return "127.0.0.1" if host in ("localhost", "127.0.0.1") else "0.0.0.0"
 
 
 def open_run(spec: RunSpec, folder: Path, identity: Identity) -> Log:

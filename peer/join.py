@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from peer.blobs import BlobStore
+from peer.contributor import Contributor
 from peer.data import ShardReader
 from peer.errors import CommonweightsError, VerificationError
 from peer.exchange import Exchange
-from peer.feedback import ErrorFeedback
 from peer.hardware import choose_hardware
 from peer.identity import Identity, PeerId
 from peer.link import Link
@@ -70,58 +70,65 @@ class Report:
 
 @contextlib.asynccontextmanager
 async def joined(ticket: Ticket, options: JoinOptions, on_event: Callable[[str], None]) -> AsyncIterator[Node]:
-    """A node that is connected and knows the run; `await node.run()` makes it take part.
+    """A node in the swarm of `ticket` that knows the run; `await node.run()` makes it take part.
 
     Raises:
         UnreachableError: nobody answers at the ticket's addresses.
         UsageError: the device, folder or port cannot be used.
         VerificationError: the folder holds another run, or a damaged log.
     """
-    options.folder.mkdir(parents=True, exist_ok=True)
-    hardware = choose_hardware(options.device)
+    choose_hardware(options.device)  # a wrong --device is said before anything is started
     identity = Identity.load_or_create(options.folder / "identity.key")
-    swarm = await HivemindSwarm.create(
-        identity, port=options.port, bootstrap=[(ticket.coordinator, ticket.swarm_addresses)]
-    )
-    async with swarm:
-        changed = Pulse()
-        link = Link(swarm, ticket.run_id, ticket.coordinator, list(ticket.swarm_addresses), changed, on_event)
-        await link.connect()
-        log = await _open_log(swarm, ticket, options.folder / "log")
-        store = BlobStore(options.folder / "blobs")
-        exchange = Exchange(swarm, store, upload_bytes_per_second=options.upload_bytes_per_second)
-        manifest = await _fetch_manifest(log, exchange, ticket.coordinator)
-        trainer, state = await asyncio.to_thread(_build, log, manifest, hardware.device)
-        replica = Replica(options.folder, log, state, exchange, lambda: link.sources)
-        feedback = ErrorFeedback(state.theta.numel(), log.spec.codec.feedback_decay)
-        _take_up(options.folder, feedback, trainer, on_event)
+    bootstrap = [(ticket.coordinator, ticket.swarm_addresses)]
+    async with (
+        await HivemindSwarm.create(identity, port=options.port, bootstrap=bootstrap) as swarm,
+        assembled(swarm, identity, ticket, options, on_event) as node,
+    ):
+        yield node
+
+
+@contextlib.asynccontextmanager
+async def assembled(
+    swarm: Swarm, identity: Identity, ticket: Ticket, options: JoinOptions, on_event: Callable[[str], None]
+) -> AsyncIterator[Node]:
+    """The parts of a node put together on a swarm that is up."""
+    folder = options.folder
+    hardware = choose_hardware(options.device)
+    link = Link(swarm, ticket.run_id, ticket.coordinator, list(ticket.swarm_addresses), Pulse(), on_event)
+    await link.connect()
+    log = await _open_log(swarm, ticket, folder / "log")
+    store = BlobStore(folder / "blobs")
+    exchange = Exchange(swarm, store, upload_bytes_per_second=options.upload_bytes_per_second)
+    manifest = await _fetch_manifest(log, exchange, ticket.coordinator)
+    trainer, state = await asyncio.to_thread(_build, log, manifest, hardware.device)
+    replica = Replica(folder, log, state, exchange, lambda: link.sources)
+    contributor = Contributor(folder, identity, replica, trainer)
+    contributor.on_event = on_event
+
+    async def fetch(hash_: bytes, size: int) -> Path:
+        await replica.fetch_blob(hash_, size)
+        return store.path(hash_)
+
+    try:
         await replica.restore()
-
-        async def fetch(hash_: bytes, size: int) -> Path:
-            await replica.fetch_blob(hash_, size)
-            return store.path(hash_)
-
+        replica.serve(swarm)
         key = order_key(log.spec.run.seed)
-        async with ShardReader(manifest, options.folder / "data", [BlobSource(fetch)], key=key) as rows:
-            replica.serve(swarm)
+        async with ShardReader(manifest, folder / "data", [BlobSource(fetch)], key=key) as rows:
             labels = Labels(options.name, options.team, hardware.description)
-            node = Node(options.folder, identity, replica, link, trainer, feedback, rows, labels)
-            node.max_rounds = options.rounds
-            node.on_event = on_event
-            try:
-                yield node
-            finally:
-                replica.close()
+            yield Node(replica, link, contributor, rows, labels, options.rounds)
+    finally:
+        contributor.close()
+        replica.close()
 
 
 def report(node: Node) -> Report:
     log, tally = node.replica.log, node.tally
     return Report(
-        peer_id=str(node.identity.peer_id),
+        peer_id=str(node.contributor.identity.peer_id),
         run_id=log.run_id.hex(),
-        rounds_contributed=tally.rounds_contributed,
+        rounds_contributed=node.contributor.merged_rounds,
         tokens=tally.tokens,
-        credit_tokens=log.accounts.credit.get(node.identity.peer_id.public_key, 0),
+        credit_tokens=log.accounts.credit.get(node.contributor.identity.peer_id.public_key, 0),
         head_round=node.replica.state.round,
         state_digest=node.replica.digest.hex(),
         compute_seconds=round(tally.compute_seconds, 3),
@@ -168,7 +175,7 @@ def _build(log: Log, manifest: Manifest, device: torch.device) -> tuple[Trainer,
     trainer = Trainer(spec, task, model, device)
     if trainer.parameters.count != genesis.parameters:
         raise VerificationError(
-            f"this version builds a model of {trainer.parameters.count} parameters, the run's has {genesis.parameters}; "
+            f"this version's model has {trainer.parameters.count} parameters, the run's {genesis.parameters}; "
             "install the version that the run uses"
         )
     state = State.initial(trainer.parameters.read(), spec.outer.momentum > 0)
@@ -176,14 +183,3 @@ def _build(log: Log, manifest: Manifest, device: torch.device) -> tuple[Trainer,
         logger.info("this machine draws other initial weights than the coordinator's; fetching them")
         state.round = -1
     return trainer, state
-
-
-def _take_up(folder: Path, feedback: ErrorFeedback, trainer: Trainer, on_event: Callable[[str], None]) -> None:
-    """What an earlier start kept."""
-    if (path := folder / "feedback.safetensors").exists():
-        try:
-            feedback.load(path)
-        except CommonweightsError as error:
-            on_event(f"starting with empty error feedback: {error}")
-    if (path := folder / "optimizer.safetensors").exists():
-        trainer.load_optimizer(path)

@@ -278,7 +278,10 @@ class Leader:
         known = self.state.submissions.get(sender.public_key)
         if known is not None and known.payload_hash == contribution.payload_hash:
             return swarm_pb2.SubmitReply(fetched=known.norm is not None).SerializeToString()
-        await asyncio.wait_for(self._applied.wait(), APPLY_SECONDS)
+        try:
+            await asyncio.wait_for(self._applied.wait(), APPLY_SECONDS)
+        except TimeoutError:
+            raise Refused("the sequencer is still applying the last round; try again") from None
         if reason := contribution_fault(contribution, log):
             raise Refused(reason)
         if contribution.base_digest != self.replica.digest:

@@ -44,11 +44,11 @@ def join_view(node: Node) -> JoinView:
     return JoinView(
         run_name=run.name,
         peer=PeerView(
-            name=node.labels.name or node.identity.peer_id.short,
+            name=node.labels.name or node.contributor.identity.peer_id.short,
             phase=node.phase,
-            round_tokens=node.backlog.tokens,
+            round_tokens=node.contributor.backlog.tokens,
             tokens_per_second=tally.tokens_per_second or None,
-            credit_tokens=log.accounts.credit.get(node.identity.peer_id.public_key, 0),
+            credit_tokens=log.accounts.credit.get(node.contributor.identity.peer_id.public_key, 0),
             loss=tally.loss or None,
             bytes_sent=exchange.bytes_sent,
             bytes_received=exchange.bytes_received,
@@ -58,7 +58,7 @@ def join_view(node: Node) -> JoinView:
         round=max(0, node.replica.state.round - log.head.record.final),
         target_rounds=run.rounds,
         tokens=tally.tokens,
-        rounds_contributed=tally.rounds_contributed,
+        rounds_contributed=node.contributor.merged_rounds,
         swarm_tokens=log.accounts.tokens,
         target_tokens=run.tokens,
         round_tokens=view.round_tokens,

@@ -27,7 +27,7 @@ async def fetch(ticket: Ticket) -> coordinator_pb2.StatusReply:
     reasons = []
     for address in ticket.grpc_addresses:
         async with grpc.aio.insecure_channel(address) as channel:
-            stub = coordinator_pb2_grpc.CoordinatorStub(channel)
+            stub: Any = coordinator_pb2_grpc.CoordinatorStub(channel)  # the generated types know only the blocking one
             request = coordinator_pb2.GetStatusRequest(run_id=ticket.run_id)
             try:
                 reply: coordinator_pb2.StatusReply = await stub.GetStatus(request, timeout=TIMEOUT_SECONDS)

@@ -80,6 +80,10 @@ class Backlog:
     def settle(self) -> Backlog:
         return replace(self, fresh=Work(), settled=self.unsent)
 
+    def dropped(self) -> Backlog:
+        """Settled work that turned out to be worthless."""
+        return replace(self, settled=Work())
+
     def hand_in(self, round_: int, payload_hash: bytes, header: bytes) -> Backlog:
         assert self.submitted is None, "one contribution at a time"
         return replace(self, settled=Work(), submitted=Submitted(round_, payload_hash, header, self.settled))
