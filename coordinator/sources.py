@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -106,6 +107,8 @@ class _Dataset:
     def _load(self) -> Any:
         import datasets
 
+        if not sys.stderr.isatty():
+            datasets.disable_progress_bars()
         spec = self._spec
         if (self._folder / "state.json").exists() or (self._folder / "dataset_dict.json").exists():
             data: Any = datasets.load_from_disk(str(self._folder))

@@ -99,6 +99,7 @@ def build(
 
 def _start(partial: Path, recipe: Recipe, held_out_below: int | None = None) -> Packer:
     """A packer with nothing in it. The tokenizer of a build under way is kept when only the split changed."""
+    (partial / _CHECKPOINT).unlink(missing_ok=True)  # first: it speaks of shards that are about to be replaced
     if held_out_below is None:
         shutil.rmtree(partial, ignore_errors=True)
         (partial / TOKENIZER_FOLDER).mkdir(parents=True)
@@ -168,10 +169,8 @@ def _resume(partial: Path, recipe: Recipe) -> tuple[Packer, int] | None:
                 writer.add(saved[part])
     except (OSError, ValueError, KeyError, DataError):
         return None
-    if any(
-        not (path := partial / shard.name).exists() or path.stat().st_size != shard.bytes
-        for shard in packer.train.shards
-    ):
+    shards = [(partial / shard.name, shard) for shard in [*packer.train.shards, *packer.held_out.shards]]
+    if not all(path.exists() and path.stat().st_size == shard.bytes for path, shard in shards):
         return None
     packer.documents, packer.documents_hash = state["documents"], bytes.fromhex(state["documents_hash"])
     packer.smallest = [(number, tokens) for number, tokens in state["smallest"]]

@@ -64,6 +64,12 @@ def documents(folder: Path, shards: list[Shard]) -> list[str]:
     return [tokenizer.decode(ids) for ids in found]
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data sets that a test loads leave nothing in the user's cache."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     return copy_stdlib(tmp_path / "text")
@@ -336,6 +342,30 @@ class Killed(BaseException):
     """Stands for the end of the process: nothing of ours may catch it."""
 
 
+def recipe(rows: list[str], passes: list[int], asked: list[int], **more: Any) -> Recipe:
+    """A recipe on `rows`. Reading n dies at document passes[n]; `asked` collects how many documents each skipped."""
+
+    def documents(skipped: int) -> Iterator[str]:
+        asked.append(skipped)
+        dies_after = passes.pop(0) if passes else len(rows)
+        for number in range(skipped, len(rows)):
+            if number >= dies_after:
+                raise Killed
+            yield rows[number]
+
+    return Recipe(
+        fingerprint="the same",
+        documents=documents,
+        write_tokenizer=lambda folder: write_tokenizer(BytesTokenizer(kind="bytes"), folder, lambda: iter(())),
+        tokenizer_kind="bytes",
+        source={},
+        license="unknown",
+        sequence_length=64,
+        shard_sequences=10,
+        **{"held_out_fraction": 0.1, "checkpoint_seconds": 0, **more},
+    )
+
+
 @pytest.mark.parametrize("checkpoint_seconds", [0, 1e9], ids=["with checkpoints", "before the first checkpoint"])
 def test_an_interrupted_preparation_goes_on(
     checkpoint_seconds: float, rows: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -343,36 +373,30 @@ def test_an_interrupted_preparation_goes_on(
     """Killed several times, preparing ends with the bytes of an undisturbed one; never is half taken for whole."""
     monkeypatch.setattr("peer.pack._BATCH_DOCUMENTS", 7)
     asked: list[int] = []
-
-    def recipe(dies_after: int) -> Recipe:
-        def documents(skipped: int) -> Iterator[str]:
-            asked.append(skipped)
-            for number in range(skipped, len(rows)):
-                if number >= dies_after:
-                    raise Killed
-                yield rows[number]
-
-        return Recipe(
-            fingerprint="the same",
-            documents=documents,
-            write_tokenizer=lambda folder: write_tokenizer(BytesTokenizer(kind="bytes"), folder, lambda: iter(())),
-            tokenizer_kind="bytes",
-            source={},
-            license="unknown",
-            sequence_length=64,
-            shard_sequences=10,
-            held_out_fraction=0.1,
-            checkpoint_seconds=checkpoint_seconds,
-        )
-
-    expected = prepared.build(tmp_path / "expected", recipe(len(rows)))
+    expected = prepared.build(tmp_path / "expected", recipe(rows, [], []))
     for dies_after in (60, 130, 255):
         with pytest.raises(Killed):
-            prepared.build(tmp_path / "data", recipe(dies_after))
+            prepared.build(tmp_path / "data", recipe(rows, [dies_after], asked, checkpoint_seconds=checkpoint_seconds))
         with pytest.raises(DataError, match="no prepared data here"):
             Manifest.load(tmp_path / "data")
-    assert prepared.build(tmp_path / "data", recipe(len(rows))) == expected
+    assert prepared.build(tmp_path / "data", recipe(rows, [], asked)) == expected
     assert (asked[-1] > 200) == (checkpoint_seconds == 0)
+    for entry in expected.files():
+        assert (tmp_path / "data" / entry.name).read_bytes() == (tmp_path / "expected" / entry.name).read_bytes()
+
+
+@pytest.mark.parametrize("dies_after", [0, 40, 299])
+def test_an_interrupted_second_reading_goes_on(
+    dies_after: int, rows: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When no document was drawn and the text is read again with another split, the first reading leaves nothing."""
+    monkeypatch.setattr("peer.pack._BATCH_DOCUMENTS", 7)
+    expected = prepared.build(tmp_path / "expected", recipe(rows, [], [], held_out_fraction=1e-9))
+    asked: list[int] = []
+    with pytest.raises(Killed):
+        prepared.build(tmp_path / "data", recipe(rows, [len(rows), dies_after], asked, held_out_fraction=1e-9))
+    assert asked == [0, 0]
+    assert prepared.build(tmp_path / "data", recipe(rows, [], [], held_out_fraction=1e-9)) == expected
     for entry in expected.files():
         assert (tmp_path / "data" / entry.name).read_bytes() == (tmp_path / "expected" / entry.name).read_bytes()
 
