@@ -81,7 +81,7 @@ class Ticket:
             raise UsageError("no ticket given; ask the run's coordinator for the line in its ticket.txt")
         if _LOOKS_LIKE_A_TOKEN.fullmatch(token):
             return _decode(token)
-        return _read(Path(text.strip()).expanduser())
+        return _read(Path(text.strip()))
 
     def save(self, folder: Path) -> Path:
         """Write `ticket.txt` into `folder`; returns its path."""
@@ -103,13 +103,14 @@ def split_address(address: str) -> tuple[str, int]:
 
 def _read(path: Path) -> Ticket:
     try:
+        path = path.expanduser()
         if path.is_dir():
             path /= FILE_NAME
         with path.open("rb") as file:
             content = file.read(2 * _MAX_BYTES)
     except FileNotFoundError:
         raise UsageError(f"{str(path)[:80]!r} is neither a ticket (they begin with cw{_VERSION}) nor a file") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # a null byte; ~nobody
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"{str(path)[:80]!r} is not a ticket, and cannot be read as a file: {reason}") from None
     token = re.sub(r"\s+", "", content.decode("utf-8", "replace")).strip(_QUOTES)

@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from peer.errors import UsageError
@@ -71,6 +71,9 @@ def test_every_wrong_character_is_noticed(position: int, character: str) -> None
 
 
 @given(st.text(max_size=300))
+@example("~nobody/ticket.txt")
+@example("a\0b")
+@example("x" * 300)
 def test_garbage_is_a_usage_error(text: str) -> None:
     """Whatever is typed in place of a ticket gives one line, not a stack trace."""
     with pytest.raises(UsageError) as error:
