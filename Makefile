@@ -80,7 +80,7 @@ types: setup  ## mypy, strict
 	$(BIN)/mypy
 
 imports: setup  ## import-linter: who may import whom
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 format: setup  ## let ruff mend what it can
 	$(BIN)/ruff check --fix $(CODE)
