@@ -132,7 +132,7 @@ def test_a_partial_blob_resumes(store: BlobStore) -> None:
 
 
 def test_a_file_of_the_wrong_length_is_no_beginning(store: BlobStore) -> None:
-    """What was cut or grown on disk is started over; a wrong size announced for a blob does not disturb the right one."""
+    """What was cut on disk is started over; a wrong size announced for a blob does not disturb the right one."""
     content = os.urandom(1000)
     blob = blake3(content).digest()
     wrong = store.partial(blob, 2000)

@@ -218,7 +218,7 @@ class HivemindSwarm:
             if owner not in found or found[owner][0] < expiration:
                 found[owner] = expiration, value
 
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, UnreachableError):
             async with asyncio.timeout(LOOKUP_SECONDS):
                 await (await self._running()).find(key, visit)
         return {owner: value for owner, (_, value) in found.items()}
@@ -242,7 +242,7 @@ class HivemindSwarm:
     async def close(self) -> None:
         """Quiet, in milliseconds; conversations under way end with it. Twice is fine."""
         self._closed = True
-        self._up.clear()
+        self._up.set()  # whoever waits for a restart has waited long enough
         current = asyncio.current_task()
         tasks = [task for task in self._tasks if task is not current]
         for task in tasks:
@@ -265,10 +265,9 @@ class HivemindSwarm:
 
     async def _running(self) -> Session:
         """Waits through a restart of the daemon; the caller sets the deadline."""
-        if self._closed:
-            raise UnreachableError("the swarm is closed")
         await self._up.wait()
-        assert self._session is not None
+        if self._session is None or self._closed:
+            raise UnreachableError("the swarm is closed")
         return self._session
 
     async def _start_session(self, timeout_seconds: float) -> None:
