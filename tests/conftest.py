@@ -14,7 +14,7 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 from hypothesis import HealthCheck, settings
 
-# A loaded machine is slow, not wrong. In CI examples are the same every time, and failures can be repeated from the log.
+# A loaded machine is slow, not wrong. In CI the examples are the same every time, so that a failure can be repeated.
 settings.register_profile(
     "commonweights",
     deadline=None,
