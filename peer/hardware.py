@@ -69,11 +69,12 @@ def _cuda(name: str, index: int) -> Hardware:
 
 
 def choose_precision(wanted: str, device: torch.device) -> Precision:
-    """What the forward pass runs in: the run's `train.precision` as far as this device can do it.
+    """What the forward pass runs in: the run's `train.precision` as far as this device gains by it.
 
     "auto" is bf16 where a GPU computes in it, fp16 (with loss scaling) on GPUs with fp16 matrix units but no bf16
-    (Volta, Turing), fp32 elsewhere: older GPUs are slower in fp16, CPUs emulate both, and on Apple GPUs they gain
-    little. Weights and optimizer are fp32 in every case, so peers of one run may differ here.
+    (Volta, Turing), fp32 elsewhere: older GPUs are slower in fp16, and on Apple GPUs it gains little. On a CPU without
+    bf16 instructions bf16 is ten times slower than fp32, so there even a run that fixes bf16 is joined in fp32. Weights
+    and optimizer are fp32 in every case, so peers of one run may differ here.
     """
     if device.type == "cuda":
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -82,9 +83,18 @@ def choose_precision(wanted: str, device: torch.device) -> Precision:
         if wanted == "auto" or (wanted == "bf16" and not bf16):
             return best
         return "fp16" if wanted == "fp16" else "bf16" if wanted == "bf16" else "fp32"
-    if wanted == "bf16":
+    if wanted == "bf16" and (device.type != "cpu" or _cpu_computes_bf16(Path("/proc/cpuinfo"))):
         return "bf16"
     return "fp16" if wanted == "fp16" and device.type == "mps" else "fp32"
+
+
+def _cpu_computes_bf16(cpuinfo: Path) -> bool:
+    """Whether the processor lists bf16 instructions (x86: avx512_bf16, amx_bf16; ARM: bf16)."""
+    try:
+        words = set(cpuinfo.read_text().split())
+    except OSError:
+        return False
+    return not words.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def choose_threads(processes: int = 1) -> int:

@@ -91,9 +91,26 @@ def test_precision_elsewhere() -> None:
     """CPUs and Apple GPUs train in fp32 unless the run fixes something that they can do."""
     assert choose_precision("auto", torch.device("cpu")) == "fp32"
     assert choose_precision("fp16", torch.device("cpu")) == "fp32"
-    assert choose_precision("bf16", torch.device("cpu")) == "bf16"
+    assert choose_precision("bf16", torch.device("mps")) == "bf16"
     assert choose_precision("auto", torch.device("mps")) == "fp32"
     assert choose_precision("fp16", torch.device("mps")) == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("flags", "computes"),
+    [
+        ("flags\t\t: fpu avx2 avx512f avx512_bf16", True),
+        ("flags: fpu amx_bf16", True),
+        ("Features: fp bf16", True),
+        ("flags: fpu avx2 avx512f", False),
+    ],
+)
+def test_bf16_on_a_cpu(flags: str, computes: bool, tmp_path: Path) -> None:
+    """A CPU computes in bf16 only when its flags list the instructions; an unknown CPU does not."""
+    file = tmp_path / "cpuinfo"
+    file.write_text(f"processor: 0\n{flags}\n")
+    assert hardware._cpu_computes_bf16(file) is computes
+    assert not hardware._cpu_computes_bf16(tmp_path / "missing")
 
 
 def test_threads_are_shared_among_processes(monkeypatch: pytest.MonkeyPatch) -> None:
