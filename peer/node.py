@@ -381,7 +381,8 @@ class Node:
     @property
     def _over(self) -> bool:
         enough = 0 < self.max_rounds <= self.contributor.merged_rounds
-        return self._stopping.is_set() or enough or self.replica.log.finished
+        finished = self.replica.log.finished and self.replica.state.round == self.replica.log.head.round
+        return self._stopping.is_set() or enough or finished
 
     def _can_contribute(self) -> bool:
         """The open round is the one after this node's state, and nothing was handed in to it yet."""
@@ -403,7 +404,8 @@ class Node:
     def _must_wait(self) -> bool:
         """Nothing to train now: the round's own steps are done, or the run does not overlap training and exchange."""
         handed_in = self._encoding or self.contributor.backlog.submitted is not None
-        return (handed_in and not self.spec.round.overlap) or self._at_cap() or self.link.view.paused
+        closed = self.link.view.paused or self.replica.log.finished
+        return (handed_in and not self.spec.round.overlap) or self._at_cap() or closed
 
 
 async def _cancel(*tasks: asyncio.Task[Any]) -> None:

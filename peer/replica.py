@@ -243,6 +243,9 @@ def apply_entry(state: State, entry: Entry, log: Log, blobs: BlobStore) -> bytes
 
     Every replica computes the same bits: record order, fp32, elementwise operations only (see `aggregate`).
     """
+    state.round = entry.round
+    if entry.record.final:  # nothing to merge; momentum must not move the weights once more
+        return entry.record.base_digest
     outer = log.spec.outer
     contributions = [
         (open_payload(blobs.read(item.payload_hash), state.theta.numel()), item.tokens, norm)
@@ -255,7 +258,6 @@ def apply_entry(state: State, entry: Entry, log: Log, blobs: BlobStore) -> bytes
             contributions,
             aggregate.OuterStep(outer.learning_rate, outer.momentum, outer.nesterov),
         )
-    state.round = entry.round
     return state.digest()
 
 

@@ -20,7 +20,8 @@ from peer.ranges import Ranges
 
 RESPONSES_KEPT = 64  # how many times from close to submission the adaptive deadline looks back on
 UNMEASURED_BATCHES = 4  # a peer whose speed is not known yet is leased at most so many batches
-TRAINING = "training"  # the phase in which a peer is going to contribute to the open round
+TRAINING = "training"
+BYSTANDING = frozenset({"syncing", "leaving", "paused"})  # phases of peers that will not contribute to the open round
 
 
 @dataclass(frozen=True)
@@ -227,16 +228,18 @@ class Sequencer:
     def _missing(self) -> list[bytes]:
         """Live peers whose submission is still expected.
 
-        Before the close that is everybody who trains on this head; after it, only those that have something to submit:
-        a slow peer in the middle of its first step keeps its work for the next round.
+        Before the close that is everybody who takes part, also who is just applying the last record; after it, only
+        those that have something to submit: a slow peer in the middle of its first step keeps its work for the next
+        round.
         """
-        return [
-            peer
-            for peer, member in self.members.items()
-            if peer not in self.submissions
-            and member.head_round >= self.round - 1
-            and (member.round_tokens > 0 or (self.closing is None and member.phase == TRAINING))
-        ]
+        absent = [(peer, member) for peer, member in self.members.items() if peer not in self.submissions]
+        if self.closing is None:
+            return [
+                peer
+                for peer, member in absent
+                if member.phase not in BYSTANDING and member.head_round >= self.round - 2
+            ]
+        return [peer for peer, member in absent if member.round_tokens > 0 and member.head_round >= self.round - 1]
 
 
 def tick(state: Sequencer, event: Event, now: float) -> tuple[Sequencer, list[Effect]]:
