@@ -34,12 +34,12 @@ async def main() -> None:
     async with await HivemindSwarm.create(Identity.new(), listen_host="127.0.0.1") as swarm:
         swarm.serve("echo", echo, max_request_bytes=100)
         swarm.serve_stream("zeros", zeros, max_request_bytes=100)
-        assert swarm._session is not None
+        assert swarm._keeper.current is not None
         about = {
             "peer": str(swarm.peer_id),
             "addresses": swarm.addresses,
-            "p2pd": swarm._session.daemon.process.pid,
-            "folder": str(swarm._folder.path),
+            "p2pd": swarm._keeper.current.daemon.process.pid,
+            "folder": str(swarm._keeper.folder.path),
             "start_method": multiprocessing.get_start_method(allow_none=True),
             "sharing": torch.multiprocessing.get_sharing_strategy(),
             "level_name": logging.getLevelName(logging.WARNING),

@@ -21,7 +21,7 @@ import pytest
 
 from peer.errors import Refused, UnreachableError, UsageError
 from peer.identity import Identity, PeerId
-from peer.swarm import PIECE_BYTES, HivemindSwarm, hivemind_swarm
+from peer.swarm import PIECE_BYTES, HivemindSwarm, keeper
 from peer.swarm.daemon import PrivateFolder
 from peer.swarm.entries import seal, subkey_of
 from peer.swarm.quietly import DHTID, MSGPackSerializer, PeerID
@@ -94,8 +94,8 @@ async def until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
 
 
 def daemon_of(swarm: HivemindSwarm) -> asyncio.subprocess.Process:
-    assert swarm._session is not None
-    return swarm._session.daemon.process
+    assert swarm._keeper.current is not None
+    return swarm._keeper.current.daemon.process
 
 
 def is_running(pid: int) -> bool:
@@ -108,15 +108,15 @@ async def test_the_identity_is_the_libp2p_id(new_swarm: Callable[..., Any], tmp_
     """The daemon has the id of the identity file, again after a restart, and leaves no copy of the key."""
     path = tmp_path / "identity.key"
     swarm = await new_swarm(identity=Identity.load_or_create(path))
-    assert PeerID(swarm.peer_id.to_multihash()) == swarm._session.dht.p2p.peer_id
-    assert not list(swarm._folder.path.rglob("*.key"))
-    assert swarm._folder.path.stat().st_mode & 0o077 == 0
-    folder = swarm._folder.path
+    assert PeerID(swarm.peer_id.to_multihash()) == swarm._keeper.current.dht.p2p.peer_id
+    assert not list(swarm._keeper.folder.path.rglob("*.key"))
+    assert swarm._keeper.folder.path.stat().st_mode & 0o077 == 0
+    folder = swarm._keeper.folder.path
     await swarm.close()
     assert not folder.exists()
     async with await HivemindSwarm.create(path, listen_host=LOCAL) as again:
-        assert again._session is not None
-        assert again.peer_id == swarm.peer_id and str(again._session.dht.p2p.peer_id) == str(swarm.peer_id)
+        assert again._keeper.current is not None
+        assert again.peer_id == swarm.peer_id and str(again._keeper.current.dht.p2p.peer_id) == str(swarm.peer_id)
 
 
 async def test_a_port_in_use_is_said(new_swarm: Callable[..., Any]) -> None:
@@ -157,11 +157,11 @@ async def test_nobody_at_the_bootstrap_addresses(new_swarm: Callable[..., Any]) 
     early = await new_swarm(bootstrap=bootstrap, bootstrap_required=False)
     early.serve("echo", echo, max_request_bytes=10)
     late = await new_swarm(identity=identity, port=port)
-    await early._tick(early._session)
+    await early._keeper.tick(early._keeper.current)
     async with asyncio.timeout(20):  # libp2p waits some seconds before it dials a dead address again
         while late.peer_id not in await early.peers():
             await asyncio.sleep(0.1)
-            await early._tick(early._session)
+            await early._keeper.tick(early._keeper.current)
     assert await late.call(early.peer_id, "echo", b"hi", timeout_seconds=5) == b"hi"
 
 
@@ -212,7 +212,7 @@ async def test_a_killed_daemon_is_replaced(new_swarm: Callable[..., Any]) -> Non
     b.serve("echo", echo, max_request_bytes=10)
     await b.announce("key", b"b", ttl_seconds=60)
     addresses, before = b.addresses, daemon_of(b)
-    await b._tick(b._session)
+    await b._keeper.tick(b._keeper.current)
     before.kill()
     await before.wait()
     assert await b.call(a.peer_id, "echo", b"x", timeout_seconds=15) == b"x", "waits for the new daemon"
@@ -230,8 +230,8 @@ async def test_a_killed_daemon_is_replaced(new_swarm: Callable[..., Any]) -> Non
 
 async def test_a_frozen_daemon_is_replaced(new_swarm: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls to a peer with a frozen daemon end in time; the peer itself notices and takes another daemon."""
-    monkeypatch.setattr(hivemind_swarm, "DIAL_SECONDS", 1.0)
-    monkeypatch.setattr(hivemind_swarm, "TICK_SECONDS", 0.2)
+    monkeypatch.setattr(keeper, "DIAL_SECONDS", 1.0)
+    monkeypatch.setattr(keeper, "TICK_SECONDS", 0.2)
     a = await new_swarm()
     b = await new_swarm(a)
     a.serve("echo", echo, max_request_bytes=10)
@@ -240,7 +240,7 @@ async def test_a_frozen_daemon_is_replaced(new_swarm: Callable[..., Any], monkey
     frozen.send_signal(signal.SIGSTOP)
     with pytest.raises(UnreachableError, match=r"no answer within 0\.5 s"):
         await b.call(a.peer_id, "echo", b"", timeout_seconds=0.5)
-    await until(lambda: daemon_of(a).pid != frozen.pid and a._up.is_set())
+    await until(lambda: daemon_of(a).pid != frozen.pid and a._keeper._up.is_set())
     assert not is_running(frozen.pid)
 
 
@@ -266,7 +266,7 @@ async def test_garbage_from_strangers_costs_nothing(
         method + b"\0\0\x01\0only a little of it",
         os.urandom(5000),
     ]:
-        reader, writer = await b._session.open_stream(a.peer_id)
+        reader, writer = await b._keeper.current.open_stream(a.peer_id)
         writer.write(garbage)
         with contextlib.suppress(OSError):
             writer.write_eof()
@@ -276,7 +276,9 @@ async def test_garbage_from_strangers_costs_nothing(
     target = PeerID(a.peer_id.to_multihash())
     for rpc in ("rpc_ping", "rpc_store", "rpc_find"):
         with contextlib.suppress(Exception):
-            await asyncio.wait_for(b._session.control.call_unary_handler(target, f"DHTProtocol.{rpc}", b"\xff" * 50), 5)
+            await asyncio.wait_for(
+                b._keeper.current.control.call_unary_handler(target, f"DHTProtocol.{rpc}", b"\xff" * 50), 5
+            )
     assert await b.call(a.peer_id, "echo", b"still here", timeout_seconds=10) == b"still here"
     await until(lambda: not a._services._talking)
     assert caplog.text == "" and capfd.readouterr().err == ""
@@ -310,7 +312,7 @@ async def test_forged_entries_are_refused(new_swarm: Callable[..., Any]) -> None
     ]
     target = PeerID(a.peer_id.to_multihash())
     for name, value, expiration in forgeries:
-        taken = await b._session.dht.call_store(target, [key], [value], expiration, subkeys=[name])
+        taken = await b._keeper.current.dht.call_store(target, [key], [value], expiration, subkeys=[name])
         assert not taken or taken == [False], (name, value, expiration)
     assert await b.lookup("key") == await a.lookup("key") == {a.peer_id: b"true"}
 
@@ -318,8 +320,8 @@ async def test_forged_entries_are_refused(new_swarm: Callable[..., Any]) -> None
         now + 60
     )  # a replayed older entry of the owner himself: hivemind alone would let the good one expire with it
     replay = MSGPackSerializer.dumps(seal(a._identity, key.to_bytes(), subkey, b"old", earlier))
-    assert await b._session.dht.call_store(target, [key], [replay], earlier, subkeys=[owner]) == [False]
-    held = a._session.dht.storage.get(key)
+    assert await b._keeper.current.dht.call_store(target, [key], [replay], earlier, subkeys=[owner]) == [False]
+    held = a._keeper.current.dht.storage.get(key)
     assert held.value.key_to_heap[owner].expiration_time > now + 500
 
 
@@ -328,7 +330,7 @@ async def test_a_lying_node_hides_nothing(new_swarm: Callable[..., Any]) -> None
     a = await new_swarm()
     b = await new_swarm(a)
     await a.announce("key", b"true", ttl_seconds=600)
-    held = a._session.dht.storage.get(DHTID.generate(source="key"))
+    held = a._keeper.current.dht.storage.get(DHTID.generate(source="key"))
     held.value.store(Identity.new().peer_id.to_multihash(), MSGPackSerializer.dumps(b"x" * 100), time.time() + 1e9)
     held.value.store("junk", b"\xff\xff", math.inf)
     assert await b.lookup("key") == {a.peer_id: b"true"}
@@ -384,6 +386,7 @@ async def test_a_killed_owner_leaves_no_daemon(
         async for _ in swarm.stream(donor, "zeros", b"1000000", timeout_seconds=10, max_bytes=1 << 50):
             running.process.kill()
     await until(lambda: not is_running(about["p2pd"]))
+    await asyncio.to_thread(running.process.wait)
     assert Path(about["folder"]).exists()
     PrivateFolder().remove()
     assert not Path(about["folder"]).exists()

@@ -39,8 +39,8 @@ class Lab:
     def kill(self, swarm: Swarm) -> None:
         """As if its machine lost power."""
         if isinstance(swarm, HivemindSwarm):
-            assert swarm._session is not None
-            swarm._session.daemon.process.kill()
+            assert swarm._keeper.current is not None
+            swarm._keeper.current.daemon.process.kill()
         else:
             self.network.kill(swarm.peer_id)
 

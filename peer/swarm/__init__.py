@@ -6,7 +6,8 @@ entries.py     what a DHT entry must look like
 daemon.py      the p2pd process; launcher.py ties its life to ours
 quietly.py     the only import of hivemind
 session.py     what lives and dies with one p2pd: control, DHT
-hivemind_swarm.py   HivemindSwarm
+keeper.py      keeps a session running and connected
+hivemind_swarm.py   HivemindSwarm: the Swarm over all that
 """
 
 from __future__ import annotations

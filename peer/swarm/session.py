@@ -45,6 +45,14 @@ MAX_KEYS = 256  # that this node stores for others
 MAX_ENTRIES_PER_KEY = 1500  # with MAX_ENTRY_BYTES: a whole key fits the 4 MiB of one hivemind reply
 
 
+Accept = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
+"""Takes over an incoming stream; `read_stream_info` comes first on it."""
+
+
+class DaemonLost(UnreachableError):
+    """Our own daemon does not answer: the fault is here, and being mended."""
+
+
 class DHTProtocol(hivemind.DHTProtocol):  # type: ignore[misc]  # its name is part of its address
     """hivemind's DHT node, which from now on holds and believes owners' entries only."""
 
@@ -92,7 +100,7 @@ class Session:
         identity: Identity,
         listening: Listening,
         folder: Path,
-        accept: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]],
+        accept: Accept,
         *,
         startup_timeout: float,
     ) -> Session:
@@ -143,10 +151,11 @@ class Session:
             if not call.done():
                 call.set_exception(P2PDaemonError("the daemon is gone"))
         self.control.close()
-        for task in self.control._handler_tasks.values():
+        tasks = [self.control._read_task, self.control._write_task, *self.control._handler_tasks.values()]
+        for task in tasks:
             task.cancel()
         await self.daemon.stop()
-        await asyncio.sleep(0)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def broken(self, seconds: float) -> str | None:
         """Waits for `seconds`, or until the session is of no use any more: then says why."""
@@ -177,17 +186,23 @@ class Session:
         return not self.dht.routing_table.uid_to_peer_id
 
     async def _exchange(self, request: p2pd_pb2.Request) -> tuple[Any, asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, writer = await asyncio.open_unix_connection(self.daemon.control_socket, limit=2 * PIECE_BYTES)
+        """Raises UnreachableError with libp2p's words if it says no, DaemonLost if it says nothing."""
+        writer = None
         try:
+            reader, writer = await asyncio.open_unix_connection(self.daemon.control_socket, limit=2 * PIECE_BYTES)
             await write_pbmsg(writer, request)
             response = p2pd_pb2.Response()
             await read_pbmsg_safe(reader, response)
             if response.type == p2pd_pb2.Response.ERROR:
-                raise P2PDaemonError(response.error.msg)
-        except BaseException:
-            hang_up(writer)
+                reason = response.error.msg.rpartition("] ")[2]  # libp2p lists every address it tried
+                raise UnreachableError(f"cannot be reached: {clean(reason)}")
+            return response, reader, writer
+        except BaseException as error:
+            if writer is not None:
+                hang_up(writer)
+            if isinstance(error, OSError | EOFError):
+                raise DaemonLost(f"the p2p daemon here does not answer: {error}") from None
             raise
-        return response, reader, writer
 
     async def request(self, request: p2pd_pb2.Request) -> Any:
         response, _, writer = await self._exchange(request)
@@ -216,11 +231,10 @@ class Session:
             _, reader, writer = await self._exchange(
                 p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_OPEN, streamOpen=request)
             )
-        except (P2PDaemonError, OSError, EOFError) as error:
+        except UnreachableError as error:
             if "protocols not supported" in str(error):
                 raise Refused("is no peer of ours: it does not speak our protocol") from None
-            reason = str(error).rpartition("] ")[2]  # libp2p lists every address it tried
-            raise UnreachableError(f"cannot be reached: {clean(reason or type(error).__name__)}") from None
+            raise
         return reader, writer
 
     async def greet(self, peer: PeerId) -> bool:
