@@ -279,7 +279,8 @@ class Leader:
         if known is not None and known.payload_hash == contribution.payload_hash:
             return swarm_pb2.SubmitReply(fetched=known.norm is not None).SerializeToString()
         try:
-            await asyncio.wait_for(self._applied.wait(), APPLY_SECONDS)
+            async with asyncio.timeout(APPLY_SECONDS):
+                await self._applied.wait()
         except TimeoutError:
             raise Refused("the sequencer is still applying the last round; try again") from None
         if reason := contribution_fault(contribution, log):

@@ -311,7 +311,8 @@ class Node:
         while True:
             await self._heartbeat()
             try:
-                await asyncio.wait_for(self._hurry.wait(), self.spec.timing.heartbeat_seconds)
+                async with asyncio.timeout(self.spec.timing.heartbeat_seconds):
+                    await self._hurry.wait()
                 await asyncio.sleep(0.05)  # several reasons to hurry make one heartbeat
             except TimeoutError:
                 pass
@@ -374,7 +375,8 @@ class Node:
             logger.info("could not hand in the last work, it is kept: %s", error)
         self.phase = "leaving"
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.link.heartbeat(self.presence(), 0), 2.0)
+            async with asyncio.timeout(2.0):
+                await self.link.heartbeat(self.presence(), 0)
 
     # --- conditions -------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,8 @@ class Pulse:
     async def wait(self, timeout_seconds: float) -> bool:
         """Whether there was a beat within the time."""
         try:
-            await asyncio.wait_for(self._event.wait(), timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):  # wait_for of Python 3.11 may swallow a cancellation
+                await self._event.wait()
         except TimeoutError:
             return False
         return True

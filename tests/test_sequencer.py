@@ -120,6 +120,7 @@ def test_a_peer_without_a_finished_step_does_not_hold_up_a_closing_round() -> No
 
 
 def test_max_seconds_closes_a_round_that_is_not_full() -> None:
+    """Little is better than nothing for ever."""
     table = Table(silence_seconds=1e9)
     table.hear(A, tokens=50)
     assert not only(table.say(Tick(), after=59.0), Closing)
@@ -127,6 +128,7 @@ def test_max_seconds_closes_a_round_that_is_not_full() -> None:
 
 
 def test_nobody_in_time_extends_the_deadline_instead_of_publishing_nothing() -> None:
+    """An empty record would cost everybody a round trip and give nothing."""
     table = Table(target_tokens=50, silence_seconds=1e9)
     table.hear(A, tokens=50)
     assert not only(table.say(Tick(), after=11.0), Publish)
@@ -161,6 +163,7 @@ def test_refused_payloads_are_named_in_the_record_and_their_positions_stay_lease
 
 
 def test_a_second_contribution_to_one_round_is_refused() -> None:
+    """The first one counts; the same one again is no news."""
     table = Table()
     table.hear(A, tokens=50)
     table.hear(B, tokens=50)
@@ -171,6 +174,7 @@ def test_a_second_contribution_to_one_round_is_refused() -> None:
 
 
 def test_a_contribution_without_a_lease_is_refused() -> None:
+    """Positions that another peer holds cannot be claimed."""
     table = Table()
     table.hear(A, tokens=50)
     table.hear(B)
@@ -199,6 +203,7 @@ def test_the_deadline_adapts_to_what_peers_need() -> None:
 
 
 def test_paused_rounds_lease_nothing_and_do_not_close() -> None:
+    """Until the organiser goes on."""
     table = Table(target_tokens=50)
     table.say(Pause(True))
     effects = table.hear(A, tokens=50)
