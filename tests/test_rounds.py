@@ -273,3 +273,14 @@ async def test_the_header_in_the_record_is_what_the_peer_signed(tmp_path: Path) 
     contribution = open_signed(accepted.contribution, log_pb2.Contribution)
     assert accepted.contribution.signer == swarm.peer_id("peer-0").public_key
     assert contribution.tokens == 4 * 4 * 32
+
+
+async def test_whoever_comes_after_the_end_learns_of_it_and_leaves(tmp_path: Path) -> None:
+    """The run is finished: the peer gets the state, contributes nothing, and ends by itself."""
+    async with Swarm(tmp_path, tiny_spec()) as swarm:
+        swarm.start("early")
+        await swarm.begin(1)
+        await swarm.finish()
+        swarm.start("late")
+        await swarm.until(lambda: swarm.tasks["late"].done(), "late has left")
+        assert swarm.nodes["late"].replica.digest == swarm.coordinator.replica.digest
