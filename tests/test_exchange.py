@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
@@ -19,8 +21,9 @@ from peer import ratelimit
 from peer.blobs import SEGMENT_BYTES, BlobStore
 from peer.errors import CommonweightsError, Refused, UnreachableError
 from peer.exchange import Exchange
-from peer.identity import PeerId
+from peer.identity import Identity, PeerId
 from peer.ratelimit import RateLimiter, full, spend
+from peer.swarm import HivemindSwarm
 from peer.swarm.interface import PIECE_BYTES
 from peer.swarm_memory import MemoryNetwork, MemorySwarm
 from protos.swarm_pb2 import BlobRequest
@@ -364,3 +367,27 @@ async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_donor_lost_in_the_middle_over_the_real_swarm(tmp_path: Path, fault: signal.Signals) -> None:
+    """The donor's daemon is killed or frozen when a part has come: another donor delivers the rest."""
+    content = os.urandom(3 * SEGMENT_BYTES)
+    async with contextlib.AsyncExitStack() as stack:
+        swarms: list[HivemindSwarm] = []
+        for _ in range(3):
+            bootstrap = [(swarm.peer_id, swarm.addresses) for swarm in swarms[:1]]
+            swarm = await HivemindSwarm.create(Identity.new(), listen_host="127.0.0.1", bootstrap=bootstrap)
+            swarms.append(await stack.enter_async_context(swarm))
+        taker, bad, good = (
+            Exchange(swarm, BlobStore(tmp_path / str(swarm.peer_id)), upload_bytes_per_second=20_000_000)
+            for swarm in swarms
+        )
+        blob = put_everywhere(content, [bad, good])
+        fetch = asyncio.create_task(taker.fetch(blob, len(content), [id_of(bad), id_of(good)], deadline_seconds=60))
+        await until(lambda: bad.bytes_sent > SEGMENT_BYTES // 2)
+        assert swarms[1]._keeper.current is not None
+        daemon = swarms[1]._keeper.current.daemon.process
+        daemon.send_signal(fault)
+        await fetch
+        assert taker.store.check(blob) and taker.bytes_received < 2 * len(content)

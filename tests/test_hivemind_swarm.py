@@ -238,6 +238,7 @@ async def test_a_frozen_daemon_is_replaced(new_swarm: Callable[..., Any], monkey
     await b.call(a.peer_id, "echo", b"", timeout_seconds=10)
     frozen = daemon_of(a)
     frozen.send_signal(signal.SIGSTOP)
+    await until(lambda: psutil.Process(frozen.pid).status() == psutil.STATUS_STOPPED)
     with pytest.raises(UnreachableError, match=r"no answer within 0\.5 s"):
         await b.call(a.peer_id, "echo", b"", timeout_seconds=0.5)
     await until(lambda: daemon_of(a).pid != frozen.pid and a._keeper._up.is_set())

@@ -124,7 +124,7 @@ class Session:
                 )
                 incoming = str(folder / "incoming.sock")
                 Path(incoming).unlink(missing_ok=True)
-                server = await asyncio.start_unix_server(accept, incoming, limit=2 * PIECE_BYTES)
+                server = await asyncio.start_unix_server(accept, incoming, limit=2 * PIECE_BYTES, backlog=1024)
                 session = cls(daemon, p2p._client.control, dht, server)
                 handler = p2pd_pb2.StreamHandlerRequest(
                     addr=Multiaddr(f"/unix{incoming}").to_bytes(), proto=[PROTOCOL], balanced=False
