@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Protocol
 
+from blake3 import blake3
+
 from peer.errors import CommonweightsError, DataError
 from peer.manifest import FILE_NAME, MAX_MANIFEST_BYTES, FileEntry, Manifest
 
@@ -93,20 +95,38 @@ def _explained(place: str) -> Iterator[None]:
 
 
 class BlobSource:
-    """Other peers: `fetch(hash, size)` brings a blob into the local store and returns its file, which is linked."""
+    """Other peers: `fetch(hash, size)` brings a blob into the local store and returns its file, which is linked.
 
-    def __init__(self, fetch: Callable[[bytes, int], Awaitable[Path]]) -> None:
+    With `discard(hash)`, which deletes a blob from the store, one that rotted there is fetched again.
+    """
+
+    def __init__(
+        self, fetch: Callable[[bytes, int], Awaitable[Path]], discard: Callable[[bytes], None] | None = None
+    ) -> None:
         self._fetch = fetch
+        self._discard = discard
 
     def __str__(self) -> str:
         return "the swarm"
 
     async def __call__(self, entry: FileEntry, target: Path) -> None:
+        await self._link(entry, target)
+        if self._discard is None or await asyncio.to_thread(_blake3, target) == entry.blake3:
+            return
+        target.unlink()
+        self._discard(bytes.fromhex(entry.blake3))
+        await self._link(entry, target)
+
+    async def _link(self, entry: FileEntry, target: Path) -> None:
         path = await self._fetch(bytes.fromhex(entry.blake3), entry.bytes)
         try:
             await asyncio.to_thread(link_or_copy, path, target)
         except FileNotFoundError:
             raise DataError(f"the swarm: {entry.name} was gone from the store before it was read") from None
+
+
+def _blake3(path: Path) -> str:
+    return blake3().update_mmap(path).hexdigest()
 
 
 def link_or_copy(path: Path, target: Path) -> None:

@@ -347,6 +347,30 @@ async def test_unreachable_swarm_and_missing_url_are_told_together(manifest: Man
             await reader.rows([0])
 
 
+async def test_a_blob_that_rotted_in_the_store_is_fetched_again(
+    prepared: Path, manifest: Manifest, tmp_path: Path
+) -> None:
+    """The cache and the store share their files: when one rots, the store's copy is discarded and comes anew."""
+    store = tmp_path / "store"
+    store.mkdir()
+    names = {entry.blake3: entry.name for entry in manifest.files()}
+
+    async def fetch(hash: bytes, size: int) -> Path:
+        path = store / hash.hex()
+        if not path.exists():
+            shutil.copy(prepared / names[hash.hex()], path)
+        return path
+
+    source = BlobSource(fetch, lambda hash: (store / hash.hex()).unlink())
+    async with ShardReader(manifest, tmp_path / "cache", [source], key=KEY) as reader:
+        before = await reader.rows([0])
+    for path in store.iterdir():
+        data = path.read_bytes()
+        path.write_bytes(bytes([data[0] ^ 1]) + data[1:])  # in place: the cache's file is the same one
+    async with ShardReader(manifest, tmp_path / "cache", [source], key=KEY) as reader:
+        assert np.array_equal(await reader.rows([0]), before)
+
+
 async def test_a_source_cannot_fill_the_disk(prepared: Path, manifest: Manifest, tmp_path: Path) -> None:
     """A download stops one byte after the size in the manifest, however long the file is."""
     entry = FileEntry(name="shards/train-00000.bin", bytes=10, sha256="0" * 64, blake3="0" * 64)

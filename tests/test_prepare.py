@@ -319,9 +319,9 @@ def test_a_second_call_reuses_the_result(text: Path, tmp_path: Path, monkeypatch
     assert prepare(spec(text), tmp_path / "data") == first
 
 
-@pytest.mark.parametrize("change", ["file", "new file", "settings", "damage"])
+@pytest.mark.parametrize("change", ["file", "new file", "settings", "damage", "loss"])
 def test_a_change_is_noticed(change: str, text: Path, tmp_path: Path) -> None:
-    """A changed or new file, other settings, or a shard that is gone: the data is prepared again, and is right."""
+    """A changed or new file, other settings, a shard that rotted or is gone: all is prepared again, and right."""
     before = prepare(spec(text), tmp_path / "data")
     settings_: dict[str, Any] = {}
     if change == "file":
@@ -330,12 +330,16 @@ def test_a_change_is_noticed(change: str, text: Path, tmp_path: Path) -> None:
         (text / "new.py").write_text("y = 2\n" * 1000)
     elif change == "settings":
         settings_ = {"sequence_length": 32}
+    elif change == "damage":
+        path = tmp_path / "data" / before.shards[0].name
+        path.write_bytes(bytes(path.stat().st_size))
     else:
         (tmp_path / "data" / before.shards[0].name).unlink()
     after = prepare(spec(text, **settings_), tmp_path / "data")
     assert after == prepare(spec(text, **settings_), tmp_path / "fresh")
-    assert (after == before) == (change == "damage")
-    assert all((tmp_path / "data" / entry.name).stat().st_size == entry.bytes for entry in after.files())
+    assert (after == before) == (change in ("damage", "loss"))
+    for entry in after.files():
+        assert digest_file(tmp_path / "data" / entry.name) == (entry.sha256, entry.blake3)
 
 
 class Killed(BaseException):
