@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import math
 import os
@@ -24,7 +25,7 @@ from peer.identity import Identity, PeerId
 from peer.swarm import PIECE_BYTES, HivemindSwarm, keeper
 from peer.swarm.daemon import PrivateFolder
 from peer.swarm.entries import seal, subkey_of
-from peer.swarm.quietly import DHTID, MSGPackSerializer, PeerID
+from peer.swarm.quietly import DHTID, MSGPackSerializer, PeerID, dht_pb2
 from tests.test_swarm import collect, echo
 
 LOCAL = "127.0.0.1"
@@ -185,6 +186,19 @@ async def test_peers_find_each_other_by_name(new_swarm: Callable[..., Any]) -> N
     assert await b.lookup("key") == {b.peer_id: b"before", a.peer_id: b"after"}
 
 
+async def test_names_and_ipv6_are_addresses_too(new_swarm: Callable[..., Any]) -> None:
+    """A peer is reached by host name (libp2p resolves it) and over IPv6, where the machine has it."""
+    first = await new_swarm()
+    port = first.addresses[0].rpartition("/")[2]
+    b = await new_swarm()
+    await b.connect(first.peer_id, [f"/dns4/localhost/tcp/{port}"], timeout_seconds=10)
+    assert await b.peers() == [first.peer_id]
+    if Path("/proc/net/if_inet6").exists() and Path("/proc/net/if_inet6").read_text():
+        six = await new_swarm(listen_host="::1")
+        assert six.addresses[0].startswith("/ip6/::1/tcp/")
+        await b.connect(six.peer_id, six.addresses, timeout_seconds=10)
+
+
 async def test_a_client_cannot_be_dialled_but_takes_part(new_swarm: Callable[..., Any]) -> None:
     """No address, and yet it calls, is called over its own connection, announces and looks up."""
     first = await new_swarm()
@@ -280,6 +294,18 @@ async def test_garbage_from_strangers_costs_nothing(
             await asyncio.wait_for(
                 b._keeper.current.control.call_unary_handler(target, f"DHTProtocol.{rpc}", b"\xff" * 50), 5
             )
+    stranger = dht_pb2.NodeInfo(node_id=b"\xff" * 40)
+    for rpc, request in [
+        ("rpc_ping", dht_pb2.PingRequest(peer=stranger, validate=True)),
+        ("rpc_store", dht_pb2.StoreRequest(peer=stranger, keys=[b"\xff" * 40], subkeys=[b""], values=[b"\xd4\x50\0"])),
+        ("rpc_find", dht_pb2.FindRequest(peer=stranger, keys=[b"\xff" * 40])),
+    ]:
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(
+                b._keeper.current.control.call_unary_handler(target, f"DHTProtocol.{rpc}", request.SerializeToString()),
+                5,
+            )
+    gc.collect()
     assert await b.call(a.peer_id, "echo", b"still here", timeout_seconds=10) == b"still here"
     await until(lambda: not a._services._talking)
     assert caplog.text == "" and capfd.readouterr().err == ""

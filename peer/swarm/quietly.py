@@ -21,10 +21,10 @@ _start_method = multiprocessing.get_start_method(allow_none=True)
 from hivemind.dht.protocol import DHTProtocol, ValidationError  # noqa: E402
 from hivemind.dht.routing import DHTID  # noqa: E402
 from hivemind.dht.storage import DictionaryDHTValue  # noqa: E402
-from hivemind.p2p import P2P, PeerID  # noqa: E402
+from hivemind.p2p import P2P, P2PContext, PeerID  # noqa: E402
 from hivemind.p2p.p2p_daemon_bindings.control import ControlClient  # noqa: E402
 from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError, read_pbmsg_safe, write_pbmsg  # noqa: E402
-from hivemind.proto import p2pd_pb2  # noqa: E402
+from hivemind.proto import dht_pb2, p2pd_pb2  # noqa: E402
 from hivemind.utils.logging import use_hivemind_log_handler  # noqa: E402
 from hivemind.utils.multiaddr import Multiaddr  # noqa: E402
 from hivemind.utils.serializer import MSGPackSerializer  # noqa: E402
@@ -44,9 +44,11 @@ __all__ = [
     "DictionaryDHTValue",
     "MSGPackSerializer",
     "Multiaddr",
+    "P2PContext",
     "P2PDaemonError",
     "PeerID",
     "ValidationError",
+    "dht_pb2",
     "p2pd_pb2",
     "read_pbmsg_safe",
     "write_pbmsg",

@@ -27,8 +27,10 @@ from peer.swarm.quietly import (
     DictionaryDHTValue,
     MSGPackSerializer,
     Multiaddr,
+    P2PContext,
     P2PDaemonError,
     PeerID,
+    dht_pb2,
     p2pd_pb2,
     read_pbmsg_safe,
     write_pbmsg,
@@ -41,6 +43,7 @@ DHT_REPLICAS = 5
 DHT_BEAM = 12  # a search ends when this many nearest nodes have answered
 DHT_PARALLEL = 4
 DHT_MAX_ASKED = 64  # a liar may name nodes without end
+NODE_ID_BYTES = 20
 MAX_KEYS = 256  # that this node stores for others
 MAX_ENTRIES_PER_KEY = 1500  # with MAX_ENTRY_BYTES: a whole key fits the 4 MiB of one hivemind reply
 
@@ -55,6 +58,11 @@ class DaemonLost(UnreachableError):
 
 class DHTProtocol(hivemind.DHTProtocol):  # type: ignore[misc]  # its name is part of its address
     """hivemind's DHT node, which from now on holds and believes owners' entries only."""
+
+    async def rpc_ping(self, request: dht_pb2.PingRequest, context: P2PContext) -> dht_pb2.PingResponse:
+        if len(request.peer.node_id) > NODE_ID_BYTES:  # would fail in a task of its own, and fill our log
+            request.peer.ClearField("node_id")
+        return await super().rpc_ping(request, context)
 
     def _validate_record(self, key: bytes, subkey: bytes, value: bytes, expiration: float) -> bool:
         sealed = _unpack(value)
@@ -326,7 +334,9 @@ async def read_stream_info(reader: asyncio.StreamReader) -> PeerId | None:
 
 
 def _unpack(data: bytes) -> bytes | None:
-    """msgpack's bin type, or None for everything else."""
+    """The content of one msgpack `bin`, or None for everything else; nothing else of a stranger's is unpacked."""
+    if not data or data[0] not in (0xC4, 0xC5, 0xC6):
+        return None
     try:
         value = MSGPackSerializer.loads(data)
     except Exception:  # of msgpack, in as many kinds as there is garbage

@@ -34,6 +34,8 @@ HANG_UP_SECONDS = 60.0  # for the caller to close first: libp2p drops what is un
 HANG_UP_BYTES = 16 * 1024 * 1024  # of a refused request that are read and dropped meanwhile
 MAX_CONVERSATIONS = 1024  # incoming, all peers together
 MAX_CONVERSATIONS_PER_PEER = 128
+MAX_TURNED_AWAY = 256  # incoming beyond these limits that still hear why
+TURN_AWAY_SECONDS = 2.0
 MAX_METHOD_BYTES = 100
 MAX_REFUSAL_CHARACTERS = 500
 
@@ -59,6 +61,7 @@ class Services:
     def __init__(self) -> None:
         self._services: dict[str, Service] = {}
         self._talking: Counter[PeerId] = Counter()
+        self._turned_away = 0
 
     def add(self, service: Service) -> None:
         assert service.method not in self._services, f"{service.method} is served already"
@@ -85,6 +88,18 @@ class Services:
             self._talking[sender] -= 1
             if not self._talking[sender]:
                 del self._talking[sender]
+
+    async def turn_away(self, error: Refused, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Says why, as long as there are not too many to tell: a close with unread bytes would lose the words."""
+        if self._turned_away >= MAX_TURNED_AWAY:
+            return
+        self._turned_away += 1
+        try:
+            await _write_frame(writer, Frame(refusal=clean(str(error))))
+            async with asyncio.timeout(TURN_AWAY_SECONDS):
+                await _let_hang_up(reader)
+        finally:
+            self._turned_away -= 1
 
     async def answer(self, method: str, sender: PeerId, request: bytes) -> AsyncGenerator[bytes, None]:
         """A whole conversation without a wire: for calls to oneself and for the in-memory swarm."""
@@ -182,7 +197,7 @@ async def serve_conversation(
             await _let_hang_up(reader)
     except Refused as error:  # not admitted
         with contextlib.suppress(TimeoutError, OSError):
-            await _write_frame(writer, Frame(refusal=clean(str(error))))
+            await services.turn_away(error, reader, writer)
     except (TimeoutError, OSError):
         pass
     finally:
