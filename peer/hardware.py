@@ -7,7 +7,6 @@ the program's entry point, because it is a setting of the whole process.
 from __future__ import annotations
 
 import os
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -131,17 +130,6 @@ def memory_limit_bytes() -> int:
         return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     except (OSError, ValueError):
         return total
-
-
-def describe_processor() -> str:
-    """The processor's name as far as the system tells it, for `doctor`."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _gigabytes(size: int) -> str:
