@@ -37,6 +37,10 @@ def join(
     team: Annotated[str, typer.Option(help="Team or organization that your credit is shown under.")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0 or mps.")] = "auto",
     upload_mbit: Annotated[float | None, typer.Option(min=0.1, help="Limit of the upload, in Mbit/s.")] = None,
+    data: Annotated[
+        str, typer.Option(help="Train on these files of yours, which stay here; a file, folder or glob.")
+    ] = "",
+    data_name: Annotated[str, typer.Option(help="What the records call that data.")] = "private",
     rounds: Annotated[int, typer.Option(min=0, help="Contribute to so many rounds, then leave; 0: to the end.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -56,7 +60,9 @@ def join(
             from peer.runner import INTERRUPTED, run
 
             upload = upload_mbit * 1e6 / 8 if upload_mbit else None
-            options = JoinOptions(folder, name, team, device, upload, rounds)
+            options = JoinOptions(
+                folder, name, team, device, upload, rounds, private_data=data, private_data_name=data_name
+            )
             report = run(lambda stop: participate(parsed, options, stop, console))
             if report is None:
                 raise typer.Exit(INTERRUPTED)

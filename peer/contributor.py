@@ -90,7 +90,7 @@ class Contributor:
         if self._anchor is None:
             await self.settle(await self.read_weights())
 
-    async def contribution(self, local: torch.Tensor, round_: int) -> log_pb2.Signed:
+    async def contribution(self, local: torch.Tensor, round_: int, private_data: str = "") -> log_pb2.Signed:
         """Settle, encode, store the payload and sign the header. The caller holds the lock."""
         await self.settle(local)
         payload = await self.replica.compute(self.feedback.encode, self.codec)
@@ -110,6 +110,7 @@ class Contributor:
                 payload_hash=payload_hash,
                 payload_bytes=len(payload),
                 train_seconds=work.train_seconds,
+                private_data=private_data,
             ),
             self.identity.private_key,
         )

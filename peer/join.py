@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from blake3 import blake3
 
 from peer.blobs import BlobStore
 from peer.contributor import Contributor
 from peer.data import ShardReader
 from peer.errors import CommonweightsError, VerificationError
 from peer.exchange import Exchange
+from peer.feed import Feed, LeasedFeed, PrivateFeed
 from peer.hardware import choose_hardware
 from peer.identity import Identity, PeerId
 from peer.link import Link
@@ -25,9 +27,10 @@ from peer.manifest import Manifest
 from peer.messages import parse
 from peer.node import Labels, Node
 from peer.order import order_key
+from peer.private import PrivateRows
 from peer.pulse import Pulse
 from peer.replica import CALL_SECONDS, Replica
-from peer.sources import BlobSource
+from peer.sources import BlobSource, LocationSource, Source
 from peer.state import State
 from peer.swarm import HivemindSwarm, Swarm
 from peer.tasks import load_task
@@ -49,6 +52,8 @@ class JoinOptions:
     upload_bytes_per_second: float | None = None
     rounds: int = 0  # contribute to so many, then leave; 0: until the run ends
     port: int = 0
+    private_data: str = ""  # train on these local files instead of the run's data
+    private_data_name: str = "private"  # what the records call it
 
 
 @dataclass(frozen=True)
@@ -112,13 +117,29 @@ async def assembled(
     try:
         await replica.restore()
         replica.serve(swarm)
-        key = order_key(log.spec.run.seed)
-        async with ShardReader(manifest, folder / "data", [BlobSource(fetch)], key=key) as rows:
+        sources: list[Source] = [LocationSource(mirror) for mirror in log.spec.data.mirrors]
+        sources.append(BlobSource(fetch))
+        async with ShardReader(manifest, folder / "data", sources, key=order_key(log.spec.run.seed)) as reader:
+            feed: Feed
+            if options.private_data:
+                feed = await _private_feed(options, manifest, reader, identity)
+            else:
+                feed = LeasedFeed(reader, log.spec.data.sequence_length, log.spec.train.batch_sequences)
             labels = Labels(options.name, options.team, hardware.description)
-            yield Node(replica, link, contributor, rows, labels, options.rounds)
+            yield Node(replica, link, contributor, feed, labels, options.rounds)
     finally:
         contributor.close()
         replica.close()
+
+
+async def _private_feed(
+    options: JoinOptions, manifest: Manifest, reader: ShardReader, identity: Identity
+) -> PrivateFeed:
+    tokenizer = await reader.tokenizer_folder()
+    key = blake3(identity.peer_id.public_key).digest()
+    cache = options.folder / "private-data"
+    rows = await PrivateRows.open(options.private_data, manifest, tokenizer, cache, key=key)
+    return PrivateFeed(rows, options.private_data_name)
 
 
 def report(node: Node) -> Report:

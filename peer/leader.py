@@ -17,6 +17,7 @@ from typing import Any
 from configs import RunSpec
 from peer import aggregate, sequencer
 from peer.codecs import open_payload
+from peer.directory import ANNOUNCE_SECONDS, announce_head
 from peer.errors import CommonweightsError, Refused
 from peer.identity import Identity, PeerId
 from peer.leases import LeaseBook
@@ -88,6 +89,7 @@ class Leader:
         self._applied = asyncio.Event()
         self._headers: dict[bytes, log_pb2.Signed] = {}  # submitted to the open round, by signer
         self._tasks: set[asyncio.Task[None]] = set()
+        self._announce_at = 0.0  # monotonic seconds
         self._failure: BaseException | None = None  # of a background task: it ends `run`
 
     def serve(self) -> None:
@@ -104,11 +106,22 @@ class Leader:
                 if self._failure is not None:
                     raise self._failure
                 self._step(sequencer.Tick())
+                if time.monotonic() >= self._announce_at:
+                    self._announce()
                 await asyncio.sleep(TICK_SECONDS)
         finally:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _announce(self) -> None:
+        """Leave in the DHT where the log ends and where its sequencer is."""
+        self._announce_at = time.monotonic() + ANNOUNCE_SECONDS
+        head = self.replica.log.head
+        pointer = swarm_pb2.HeadPointer(
+            term=self.term, round=head.round, hash=head.hash, addresses=self.swarm.addresses[:8]
+        )
+        self._spawn(announce_head(self.swarm, self.replica.log.run_id, pointer))
 
     def pause(self, paused: bool) -> None:
         self._step(sequencer.Pause(paused))

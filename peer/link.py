@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from peer import directory
 from peer.errors import CommonweightsError, Refused, UnreachableError
 from peer.identity import PeerId
 from peer.messages import parse
@@ -122,6 +123,9 @@ class Link:
 
     async def _reconnect(self) -> None:
         try:
+            pointer = await directory.head(self.swarm, self.run_id, self.sequencer)
+            if pointer is not None and pointer.addresses:  # it may have moved since the ticket was written
+                self.addresses = list(dict.fromkeys([*pointer.addresses[:8], *self.addresses]))[:16]
             await self.swarm.connect(self.sequencer, self.addresses, timeout_seconds=CALL_SECONDS)
         except CommonweightsError as error:
             logger.debug("reconnect: %s", error)

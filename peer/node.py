@@ -14,14 +14,14 @@ import logging
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from peer.contributor import Contributor
+from peer.directory import ANNOUNCE_SECONDS, announce_peer
 from peer.errors import CommonweightsError, Refused, UnreachableError
+from peer.feed import Feed
 from peer.identity import PeerId
 from peer.link import Link
 from peer.log import Entry
@@ -34,13 +34,8 @@ from protos import log_pb2, swarm_pb2
 
 logger = logging.getLogger(__name__)
 
-LEASE_HORIZON_SECONDS = 30.0  # how much work a peer likes to have in stock
 FAREWELL_SECONDS = 4.0  # for handing in what there is when told to stop
 RETRY_SECONDS = 2.0
-
-
-class RowReader(Protocol):
-    async def rows(self, positions: Any) -> npt.NDArray[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -79,14 +74,14 @@ class Node:
         replica: Replica,
         link: Link,
         contributor: Contributor,
-        rows: RowReader,
+        feed: Feed,
         labels: Labels,
         max_rounds: int = 0,
     ) -> None:
         self.replica = replica
         self.link = link
         self.contributor = contributor
-        self.rows = rows
+        self.feed = feed
         self.labels = labels
         self.max_rounds = max_rounds  # contribute to so many rounds, then leave; 0: until the run ends
         self.spec = replica.log.spec
@@ -94,13 +89,12 @@ class Node:
         self.phase = "syncing"
         self.on_event: Callable[[str], None] = link.on_event
         self.changed: Pulse = link.changed
-        self._leased = Ranges()  # not trained on yet
         self._encoding = False  # a contribution is being made
         self._not_before = 0.0  # loop time; after a refusal, the next attempt waits
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()  # report now, not at the next heartbeat
         self._handing_in: asyncio.Task[None] | None = None
-        self._prefetching: set[asyncio.Task[None]] = set()
+        self._side_tasks: set[asyncio.Task[None]] = set()
 
     # --- the story --------------------------------------------------------------------------------------------------
 
@@ -120,7 +114,7 @@ class Node:
                     task.result()  # a helper only ends with an error
             await self._farewell()
         finally:
-            await _cancel(work, *helpers, *self._prefetching, *([self._handing_in] if self._handing_in else []))
+            await _cancel(work, *helpers, *self._side_tasks, *([self._handing_in] if self._handing_in else []))
         async with self.contributor.lock:
             await self.replica.keep_snapshot(self.spec.snapshots.keep)
             await self.contributor.save()
@@ -159,25 +153,25 @@ class Node:
     async def _train(self) -> None:
         """One inner step on the next leased positions."""
         self.phase = TRAINING  # or about to: the round should count on this peer
-        batch = self._leased.first(self.spec.train.batch_sequences)
-        if len(batch) < self.spec.train.batch_sequences:
-            self._hurry.set()
-            await self.changed.wait(1.0)
-            return
         try:
-            rows = await self.rows.rows(np.concatenate([np.arange(start, stop) for start, stop in batch]))
+            batch = await self.feed.batch(self.spec.train.batch_sequences)
         except CommonweightsError as error:
             self.on_event(f"no training data at the moment, trying again: {error}")
             await asyncio.sleep(RETRY_SECONDS)
             return
+        if batch is None:
+            self._hurry.set()
+            await self.changed.wait(1.0)
+            return
+        positions, rows = batch
         contributor = self.contributor
         tokens_before = self.replica.log.accounts.tokens + contributor.backlog.tokens
         result = await contributor.on_device(contributor.trainer.step, rows, tokens_before)
-        self._leased -= batch
+        self.feed.used(positions)
         if result.skipped:
             self.on_event("a step was skipped: its loss or gradient was not finite")
             return  # the positions go back with the next heartbeat
-        step = Work(batch, result.tokens, 1, result.loss * result.tokens, result.seconds)
+        step = Work(positions, result.tokens, 1, result.loss * result.tokens, result.seconds)
         contributor.backlog = contributor.backlog.train(step)
         self.tally.add(result.tokens, result.loss, result.seconds)
 
@@ -194,7 +188,7 @@ class Node:
     async def _hand_in(self, local: torch.Tensor, round_: int) -> None:
         try:
             self.phase = "encoding"
-            signed = await self.contributor.contribution(local, round_)
+            signed = await self.contributor.contribution(local, round_, self.feed.private_data)
         finally:
             self._encoding = False
             self.contributor.lock.release()
@@ -291,25 +285,31 @@ class Node:
         """Fetch contributions to the open round before its record exists."""
         for item in view.announced:
             if len(item.payload_hash) == len(item.peer) == 32 and not self.replica.blobs.has(item.payload_hash):
-                self._start_prefetch(self.replica.fetch_blob(item.payload_hash, item.payload_bytes, PeerId(item.peer)))
+                self._beside(self.replica.fetch_blob(item.payload_hash, item.payload_bytes, PeerId(item.peer)))
 
-    def _start_prefetch(self, fetch: Coroutine[Any, Any, None]) -> None:
+    def _beside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something that may fail without harm, while the rest goes on."""
+
         async def quietly() -> None:
             try:
-                await fetch
+                await work
             except CommonweightsError as error:
-                logger.debug("prefetch: %s", error)  # fetched again when its record is there, and then asked for loudly
+                logger.debug("given up: %s", error)  # a payload is fetched again, loudly, when its record is there
 
         task = asyncio.create_task(quietly())
-        self._prefetching.add(task)
-        task.add_done_callback(self._prefetching.discard)
+        self._side_tasks.add(task)
+        task.add_done_callback(self._side_tasks.discard)
 
     # --- heartbeats -------------------------------------------------------------------------------------------------
 
     async def _report(self) -> None:
         """Tell the sequencer how it goes, about once a heartbeat, and take the leases that it gives."""
+        announced = -ANNOUNCE_SECONDS
         while True:
             await self._heartbeat()
+            if time.monotonic() - announced > ANNOUNCE_SECONDS:
+                announced = time.monotonic()
+                self._beside(announce_peer(self.link.swarm, self.presence()))
             try:
                 async with asyncio.timeout(self.spec.timing.heartbeat_seconds):
                     await self._hurry.wait()
@@ -319,16 +319,15 @@ class Node:
             self._hurry.clear()
 
     async def _heartbeat(self) -> None:
-        asked = self._leased
-        reply = await self.link.heartbeat(self.presence(), self._wanted_sequences())
+        asked = self.feed.stock
+        wanted = 0 if self._stopping.is_set() else self.feed.wanted(self.tally.tokens_per_second)
+        reply = await self.link.heartbeat(self.presence(), wanted)
         if reply is None:
             return
-        leased, revoked = Ranges.from_protos(reply.leased), Ranges.from_protos(reply.revoked)
-        self._leased |= leased
-        if revoked:
-            self._leased -= revoked & asked
+        if reply.revoked:
+            revoked = Ranges.from_protos(reply.revoked)
             self.contributor.backlog = self.contributor.backlog.without(revoked, self.spec.data.sequence_length)
-        if leased or revoked:
+        if self.feed.take(reply, asked):
             self.changed.beat()
 
     def presence(self) -> swarm_pb2.Presence:
@@ -350,16 +349,8 @@ class Node:
             can_serve=bool(self.link.swarm.addresses),
             bytes_sent=exchange.bytes_sent,
             bytes_received=exchange.bytes_received,
-            held=(self._leased | backlog.positions).to_protos(),
+            held=(self.feed.stock | backlog.positions).to_protos(),
         )
-
-    def _wanted_sequences(self) -> int:
-        """So many more that the stock lasts for the next `LEASE_HORIZON_SECONDS`."""
-        if self._stopping.is_set():
-            return 0
-        by_speed = int(self.tally.tokens_per_second * LEASE_HORIZON_SECONDS / self.spec.data.sequence_length)
-        stock = max(4 * self.spec.train.batch_sequences, by_speed)
-        return max(0, stock - len(self._leased))
 
     # --- the end ----------------------------------------------------------------------------------------------------
 

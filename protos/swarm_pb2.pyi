@@ -168,6 +168,18 @@ class BlobRequest(_message.Message):
     length: int
     def __init__(self, hash: _Optional[bytes] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
 
+class HeadPointer(_message.Message):
+    __slots__ = ("term", "round", "hash", "addresses")
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    HASH_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    term: int
+    round: int
+    hash: bytes
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, term: _Optional[int] = ..., round: _Optional[int] = ..., hash: _Optional[bytes] = ..., addresses: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class ManifestRequest(_message.Message):
     __slots__ = ("run_id", "round")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]

@@ -92,21 +92,24 @@ class Swarm:
         log = self.coordinator.log
         return Ticket(log.run_id, log.origin.coordinator, (), ("/ip4/127.0.0.1/tcp/1",))
 
-    def start(self, *names: str) -> None:
+    def start(self, *names: str, **options: Any) -> None:
         for name in names:
-            self.tasks[name] = asyncio.create_task(self._live(name))
+            self.tasks[name] = asyncio.create_task(self._live(name, **options))
 
-    async def _live(self, name: str) -> None:
-        async with self.joined(name) as node:
+    async def _live(self, name: str, **options: Any) -> None:
+        async with self.joined(name, **options) as node:
             self.nodes[name] = node
             await node.run()
 
     @contextlib.asynccontextmanager
-    async def joined(self, name: str) -> AsyncIterator[Node]:
+    async def joined(self, name: str, **changes: Any) -> AsyncIterator[Node]:
         folder = self.folder / name
         identity = Identity.load_or_create(folder / "identity.key")
-        options = JoinOptions(folder, name=name, device="cpu")
-        said: Callable[[str], None] = lambda text: self.events.append(f"{name}: {text}")
+        options = JoinOptions(folder, name=name, device="cpu", **changes)
+
+        def said(text: str) -> None:
+            self.events.append(f"{name}: {text}")
+
         async with self.network.node(identity) as swarm, assembled(swarm, identity, self.ticket, options, said) as node:
             yield node
 

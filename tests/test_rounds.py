@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from peer import directory
 from peer.errors import CommonweightsError
 from peer.identity import PeerId
 from peer.ranges import Ranges
@@ -39,7 +40,7 @@ async def trained(folder: Path, peers: int, **changes: dict[str, Any]) -> Swarm:
     ids=["several inner steps", "one inner step", "overlapped", "momentum and sparse"],
 )
 async def test_three_peers_agree_to_the_bit_and_are_credited(tmp_path: Path, changes: dict[str, Any]) -> None:
-    """Digests are equal, credit adds up to the tokens, everybody has some, the loss falls, and a replay says the same."""
+    """Digests are equal, credit adds up to the tokens, everybody has some, the loss falls, a replay says the same."""
     swarm = await trained(tmp_path, 3, **changes)
     log, accounts = swarm.coordinator.log, swarm.coordinator.log.accounts
     assert log.finished and log.head.round == swarm.spec.run.rounds + 1
@@ -168,7 +169,7 @@ async def test_contributions_that_make_no_sense_are_refused_with_the_reason(tmp_
         swarm.coordinator.leader.pause(False)
         stranger.phase = "paused"
         await stranger._heartbeat()
-        leased = stranger._leased
+        leased = stranger.feed.stock
         assert leased
         payload = bytes(1000)
         good = log_pb2.Contribution(
@@ -284,3 +285,33 @@ async def test_whoever_comes_after_the_end_learns_of_it_and_leaves(tmp_path: Pat
         swarm.start("late")
         await swarm.until(lambda: swarm.tasks["late"].done(), "late has left")
         assert swarm.nodes["late"].replica.digest == swarm.coordinator.replica.digest
+
+
+async def test_private_data_is_credited_and_named_in_the_record(tmp_path: Path) -> None:
+    """An organization's peer trains on files that stay with it, beside one that trains on leases."""
+    async with Swarm(tmp_path, tiny_spec()) as swarm:
+        swarm.start("public")
+        notes = tmp_path / "notes.txt"
+        notes.write_text(Path(asyncio.tasks.__file__).read_text())
+        swarm.start("clinic", private_data=str(notes))
+        await swarm.begin(2)
+        await swarm.finish()
+    log = swarm.coordinator.log
+    clinic = swarm.peer_id("clinic").public_key
+    merged = [item for entry in log.entries for signer, item in entry.contributions if signer == clinic]
+    assert merged and all(item.private_data == "private" and not item.consumed for item in merged)
+    assert log.accounts.credit[clinic] == sum(item.tokens for item in merged) > 0
+    assert verify(tmp_path / "coordinator").ok
+
+
+async def test_the_dht_knows_who_takes_part_and_where_the_sequencer_is(tmp_path: Path) -> None:
+    """Presence of every peer and the head of the log, each signed by its owner."""
+    async with Swarm(tmp_path, tiny_spec(run={"rounds": 4})) as swarm:
+        swarm.start("one", "two")
+        await swarm.begin(2)
+        run_id, coordinator = swarm.ticket.run_id, swarm.ticket.coordinator
+        found = await directory.peers(swarm.nodes["one"].link.swarm, run_id)
+        assert {presence.name for presence in found.values()} == {"one", "two"}
+        pointer = await directory.head(swarm.nodes["one"].link.swarm, run_id, coordinator)
+        assert pointer is not None and len(pointer.hash) == 32
+        await swarm.finish()
