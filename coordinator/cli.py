@@ -49,7 +49,7 @@ def demo(
     from peer.console import Console
 
     spec = _load(config, rounds=rounds)
-    with Console() as console, errors_in_one_line():
+    with Console() as console:
         set_up_logging(folder / "coordinator.log", console.log_handler())
         from coordinator.demo import demo as run_demo
         from coordinator.demo import result_json
@@ -79,16 +79,15 @@ def demo(
 def prepare(config: ConfigArgument, folder: DirOption) -> None:
     """Tokenise the run's data into shards (serve does it too when it has not been done)."""
     spec = _load(config)
-    with errors_in_one_line():
-        set_up_logging(None)
-        from coordinator.prepare import prepare as prepare_data
+    set_up_logging(None)
+    from coordinator.prepare import prepare as prepare_data
 
-        manifest = prepare_data(spec, folder / "data")
-        typer.echo(
-            f"{folder / 'data'}: {manifest.rows:,} training rows of {manifest.sequence_length} tokens, "
-            f"{manifest.held_out_rows:,} held out, vocabulary {manifest.vocab_size:,}",
-            err=True,
-        )
+    manifest = prepare_data(spec, folder / "data")
+    typer.echo(
+        f"{folder / 'data'}: {manifest.rows:,} training rows of {manifest.sequence_length} tokens, "
+        f"{manifest.held_out_rows:,} held out, vocabulary {manifest.vocab_size:,}",
+        err=True,
+    )
 
 
 @app.command()
@@ -106,7 +105,7 @@ def serve(
     from peer.console import Console
 
     spec = _load(config)
-    with Console() as console, errors_in_one_line():
+    with Console() as console:
         set_up_logging(folder / "coordinator.log", console.log_handler())
         from coordinator.lead import lead
         from coordinator.serve import ServeOptions
@@ -132,27 +131,25 @@ def ledger(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a header line.")] = False,
 ) -> None:
     """Who contributed how much: the fold of the log in DIR."""
-    with errors_in_one_line():
-        from coordinator.ledger import rows, to_csv
-        from coordinator.names import Names
-        from peer.log import Log
+    from coordinator.ledger import rows, to_csv
+    from coordinator.names import Names
+    from peer.log import Log
 
-        log = Log.load(folder / "log")
-        found = rows(log.accounts, Names(folder / "names.json").by_id)
-        if as_csv:
-            sys.stdout.write(to_csv(found))
-        if as_json:
-            print_json(
-                {"run_id": log.run_id.hex(), "tokens": log.accounts.tokens, "peers": [vars(row) for row in found]}
-            )
-        if not (as_csv or as_json):
-            from coordinator.views import print_ledger
+    log = Log.load(folder / "log")
+    found = rows(log.accounts, Names(folder / "names.json").by_id)
+    if as_csv:
+        sys.stdout.write(to_csv(found))
+    if as_json:
+        print_json({"run_id": log.run_id.hex(), "tokens": log.accounts.tokens, "peers": [vars(row) for row in found]})
+    if not (as_csv or as_json):
+        from coordinator.views import print_ledger
 
-            print_ledger(log, found)
+        print_ledger(log, found)
 
 
 def main() -> None:
-    app()
+    with errors_in_one_line():
+        app()
 
 
 if __name__ == "__main__":

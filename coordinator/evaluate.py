@@ -20,6 +20,7 @@ import torch
 from configs import RunSpec
 from peer.checkpoint import export
 from peer.data import Rows, ShardReader
+from peer.errors import CommonweightsError
 from peer.identity import PeerId
 from peer.manifest import Manifest
 from peer.model_card import Contributor, Provenance
@@ -52,6 +53,7 @@ class Evaluator:
         self.manifest = manifest
         self.spec: RunSpec = replica.log.spec
         self.name_of = name_of
+        self.on_event: Callable[[str], None] = logger.warning
         self.history = self._load_history()
         self.checkpoint: Path | None = self._newest_checkpoint()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="evaluate")
@@ -91,6 +93,8 @@ class Evaluator:
     async def _quietly(self, export_too: bool) -> None:
         try:
             await self._evaluate(export_too)
+        except (CommonweightsError, OSError) as error:
+            self.on_event(f"no evaluation or checkpoint this time, the run goes on: {error}")
         except Exception:
             logger.exception("evaluation failed; the run goes on")
 

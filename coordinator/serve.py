@@ -61,6 +61,7 @@ class Coordinator:
         manifest = Manifest.load(folder / "data")
         self.evaluator = Evaluator(folder, replica, manifest, lambda peer: names.of(peer))
         self.on_event: Callable[[str], None] = lambda text: None
+        self.evaluator.on_event = self._event
         leader.on_event = self._event
         leader.on_applied = self._applied
         self.ticket: Ticket | None = None

@@ -45,45 +45,43 @@ def join(
     as_json: JsonOption = False,
 ) -> None:
     """Join a run and train until it is finished. Ctrl-C leaves cleanly; the same command again goes on."""
-    with errors_in_one_line():
-        from peer.ticket import Ticket
+    from peer.ticket import Ticket
 
-        parsed = Ticket.parse(ticket)
-        folder = folder or HOME / parsed.run_id.hex()[:16]
-        from peer.console import Console
+    parsed = Ticket.parse(ticket)
+    folder = folder or HOME / parsed.run_id.hex()[:16]
+    from peer.console import Console
 
-        with Console() as console:
-            set_up_logging(folder / "peer.log", console.log_handler())
-            console.event(f"joining run {parsed.run_id.hex()[:16]}; loading")
-            from peer.join import JoinOptions
-            from peer.participate import participate
-            from peer.runner import INTERRUPTED, run
+    with Console() as console:
+        set_up_logging(folder / "peer.log", console.log_handler())
+        console.event(f"joining run {parsed.run_id.hex()[:16]}; loading")
+        from peer.join import JoinOptions
+        from peer.participate import participate
+        from peer.runner import INTERRUPTED, run
 
-            upload = upload_mbit * 1e6 / 8 if upload_mbit else None
-            options = JoinOptions(
-                folder, name, team, device, upload, rounds, private_data=data, private_data_name=data_name
-            )
-            report = run(lambda stop: participate(parsed, options, stop, console))
-            if report is None:
-                raise typer.Exit(INTERRUPTED)
-            if as_json:
-                print_json(vars(report))
+        upload = upload_mbit * 1e6 / 8 if upload_mbit else None
+        options = JoinOptions(
+            folder, name, team, device, upload, rounds, private_data=data, private_data_name=data_name
+        )
+        report = run(lambda stop: participate(parsed, options, stop, console))
+        if report is None:
+            raise typer.Exit(INTERRUPTED)
+        if as_json:
+            print_json(vars(report))
 
 
 @app.command()
 def status(ticket: TicketArgument, as_json: JsonOption = False) -> None:
     """Where a run stands."""
-    with errors_in_one_line():
-        import asyncio
+    import asyncio
 
-        from peer.status import as_dict, fetch, print_status
-        from peer.ticket import Ticket
+    from peer.status import as_dict, fetch, print_status
+    from peer.ticket import Ticket
 
-        found = asyncio.run(fetch(Ticket.parse(ticket)))
-        if as_json:
-            print_json(as_dict(found))
-        else:
-            print_status(found)
+    found = asyncio.run(fetch(Ticket.parse(ticket)))
+    if as_json:
+        print_json(as_dict(found))
+    else:
+        print_status(found)
 
 
 @app.command()
@@ -91,47 +89,43 @@ def verify(
     folder: Annotated[Path, typer.Argument(help="Folder of a demo, serve or join.")], as_json: JsonOption = False
 ) -> None:
     """Replay a run's log: signatures, chain, weights, credit. Exit code 3 if anything is not as it was signed."""
-    with errors_in_one_line():
-        from peer.verification import show_verdict, verify_with_progress
+    from peer.verification import show_verdict, verify_with_progress
 
-        verdict = verify_with_progress(folder)
-        if as_json:
-            keys = ("ok", "run_id", "rounds", "contributions", "state_digest", "credit", "errors")
-            print_json({key: getattr(verdict, key) for key in keys})
-        else:
-            show_verdict(verdict)
-        if not verdict.ok:
-            sys.exit(3)
+    verdict = verify_with_progress(folder)
+    if as_json:
+        keys = ("ok", "run_id", "rounds", "contributions", "state_digest", "credit", "errors")
+        print_json({key: getattr(verdict, key) for key in keys})
+    else:
+        show_verdict(verdict)
+    if not verdict.ok:
+        sys.exit(3)
 
 
 @identity_app.command("show")
 def identity_show(folder: IdentityDirOption = HOME) -> None:
     """Print the peer id."""
-    with errors_in_one_line():
-        from peer.identity import Identity
+    from peer.identity import Identity
 
-        typer.echo(str(Identity.load(folder / "identity.key").peer_id))
+    typer.echo(str(Identity.load(folder / "identity.key").peer_id))
 
 
 @identity_app.command("new")
 def identity_new(folder: IdentityDirOption = HOME) -> None:
     """Make a new identity; an existing one is never overwritten."""
-    with errors_in_one_line():
-        from peer.identity import Identity
+    from peer.identity import Identity
 
-        identity = Identity.new()
-        identity.save(folder / "identity.key")
-        typer.echo(str(identity.peer_id))
+    identity = Identity.new()
+    identity.save(folder / "identity.key")
+    typer.echo(str(identity.peer_id))
 
 
 @identity_app.command("export")
 def identity_export(folder: IdentityDirOption = HOME) -> None:
     """Print the identity, encrypted with a passphrase, to carry it to another machine."""
-    with errors_in_one_line():
-        from peer.identity import Identity
+    from peer.identity import Identity
 
-        identity = Identity.load(folder / "identity.key")
-        typer.echo(identity.export(_passphrase(confirm=True)))
+    identity = Identity.load(folder / "identity.key")
+    typer.echo(identity.export(_passphrase(confirm=True)))
 
 
 @identity_app.command("import")
@@ -140,12 +134,11 @@ def identity_import(
     folder: IdentityDirOption = HOME,
 ) -> None:
     """Take over an exported identity."""
-    with errors_in_one_line():
-        from peer.identity import Identity
+    from peer.identity import Identity
 
-        identity = Identity.import_(file.read(), _passphrase(confirm=False))
-        identity.save(folder / "identity.key")
-        typer.echo(str(identity.peer_id))
+    identity = Identity.import_(file.read(), _passphrase(confirm=False))
+    identity.save(folder / "identity.key")
+    typer.echo(str(identity.peer_id))
 
 
 def _passphrase(*, confirm: bool) -> str:
@@ -165,7 +158,8 @@ def _passphrase(*, confirm: bool) -> str:
 
 
 def main() -> None:
-    app()
+    with errors_in_one_line():
+        app()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -25,7 +26,9 @@ def errors_in_one_line() -> Iterator[None]:
     except OSError as error:
         if error.errno is None:
             raise
-        sys.stderr.write(f"error: {error.strerror}{f': {error.filename}' if error.filename else ''}\n")
+        where = f" ({error.filename})" if error.filename else ""
+        cure = "; make room and start again, nothing is lost" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        sys.stderr.write(f"error: {error.strerror}{where}{cure}\n")
         sys.exit(1)
 
 
