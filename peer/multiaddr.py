@@ -8,7 +8,7 @@ Format: https://github.com/multiformats/multiaddr (protocol table: protocols.csv
 
 from __future__ import annotations
 
-import ipaddress
+from ipaddress import ip_address
 
 from peer.errors import UsageError
 from peer.identity import PeerId
@@ -71,17 +71,21 @@ def split_peer(address: str) -> tuple[str, PeerId | None]:
     return head, PeerId.parse(tail)
 
 
-def is_loopback(address: str) -> bool:
+def distance(address: str) -> int:
+    """How far from everybody: 0 public (names count as that), 1 private network, 2 this machine, 3 through a relay."""
     parts = address.split("/")
+    if "p2p-circuit" in parts:
+        return 3
     try:
-        return len(parts) > 2 and ipaddress.ip_address(parts[2]).is_loopback
-    except ValueError:
-        return parts[2] == "localhost"
+        ip = ip_address(parts[2])
+    except (IndexError, ValueError):
+        return 2 if parts[2:3] == ["localhost"] else 0
+    return 2 if ip.is_loopback else 1 if not ip.is_global else 0
 
 
 def _encode_value(name: str, value: str) -> bytes:
     if name in ("ip4", "ip6"):
-        packed = ipaddress.ip_address(value).packed
+        packed = ip_address(value).packed
         if len(packed) != (4 if name == "ip4" else 16):
             raise ValueError(value)
         return packed
@@ -98,7 +102,7 @@ def _encode_value(name: str, value: str) -> bytes:
 
 def _decode_value(name: str, value: bytes) -> str:
     if name in ("ip4", "ip6"):
-        return str(ipaddress.ip_address(value))
+        return str(ip_address(value))
     if name == "tcp":
         return str(int.from_bytes(value, "big"))
     return str(PeerId.from_multihash(value)) if name == "p2p" else value.decode("ascii")

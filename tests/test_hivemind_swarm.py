@@ -210,6 +210,22 @@ async def test_a_client_cannot_be_dialled_but_takes_part(new_swarm: Callable[...
     assert await first.lookup("key") == await client.lookup("key") == {client.peer_id: b"c"}
 
 
+async def test_two_that_cannot_be_dialled_meet_over_a_relay(new_swarm: Callable[..., Any]) -> None:
+    """Neither listens; the public bootstrap peer passes their conversation on, under the address they give."""
+    first = await new_swarm(public=True)
+    a = await new_swarm(first, client_mode=True, auto_relay=True)
+    b = await new_swarm(first, client_mode=True, auto_relay=True)
+    a.serve("echo", echo, max_request_bytes=5000)
+    assert a.addresses == [f"{first.addresses[0]}/p2p/{first.peer_id}/p2p-circuit"]
+    async with asyncio.timeout(40):  # for the reservation, and libp2p's pause after a dial that failed
+        while True:
+            with contextlib.suppress(UnreachableError):
+                if await b.call(a.peer_id, "echo", bytes(5000), timeout_seconds=5) == bytes(5000):
+                    break
+            await asyncio.sleep(0.1)
+    assert a.peer_id in await b.peers()
+
+
 async def test_a_wrong_clock_is_said(new_swarm: Callable[..., Any], program: Callable[..., Program]) -> None:
     """Joining a swarm whose clock is 40 s ahead names the difference and the cure."""
     about = await program("asyncio", 40.0).ready()

@@ -165,11 +165,18 @@ def _arguments(folder: Path, key: Path, listening: Listening) -> list[str]:
         "tls": 1,
         "noise": 1,
         "connManager": 1,
+        "connLo": 1024,  # above it idle connections are closed
+        "connHi": 2048,
         "idleTimeout": "60s",  # ends itself if we never come
         "relay": 1,
         "relayService": int(listening.public),
+        "relayMaxReservations": 1024,
+        "relayBufferSize": 256 * 1024,  # per circuit and direction
+        "relayDataLimit": 1 << 40,
+        "relayTimeLimit": "24h",
         "autoRelay": int(listening.auto_relay),
-        "autonat": int(not listening.is_private),
+        "relayDiscovery": 0,  # the relays we name, at once: discovery waits three minutes for more candidates
+        "autonat": int(listening.auto_relay or not listening.is_private),  # hole punching comes with it
         "natPortMap": int(listening.map_port and not listening.is_private),
         "dhtClient" if listening.client_mode else "dhtServer": 1,
     }

@@ -21,10 +21,10 @@ from typing import Any
 
 from peer.errors import Refused, UnreachableError
 from peer.identity import Identity, PeerId
-from peer.multiaddr import encode, is_loopback, split_peer
+from peer.multiaddr import distance, encode, split_peer
 from peer.swarm.daemon import Listening
 from peer.swarm.interface import MAX_ENTRY_BYTES, MAX_ENTRY_SECONDS, MAX_REPLY_BYTES, Handler, StreamHandler
-from peer.swarm.keeper import Contact, Keeper
+from peer.swarm.keeper import Contact, Keeper, circuit
 from peer.swarm.session import read_stream_info
 from peer.swarm.wire import (
     Service,
@@ -50,6 +50,8 @@ class HivemindSwarm:
         self.peer_id = identity.peer_id
         self._identity = identity
         self._announced = list(listening.announce)
+        circuits = [circuit(address, relay) for relay, addresses in bootstrap for address in addresses]
+        self._circuits = dict.fromkeys(circuits if listening.auto_relay else ())
         self._services = Services()
         self._expirations: dict[str, float] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -76,7 +78,8 @@ class HivemindSwarm:
         One of `bootstrap` has to answer, unless not `bootstrap_required`: then joining goes on in the background.
         `announce_addresses` are told to others instead of what we see ourselves (behind a port forward). `client_mode`
         is for peers that cannot be dialled; `auto_relay` asks the bootstrap peers to relay to us, which they do if they
-        are `public`. `map_port` asks a home router for a port (UPnP).
+        are `public`; enough for calls and for punching a hole, not for blobs: libp2p's daemon ends a relayed connection
+        after 128 KiB or two minutes, most times whatever it was told. `map_port` asks a home router for a port (UPnP).
 
         Raises UsageError (port in use, bad address, clock wrong), UnreachableError (nobody answered).
         """
@@ -110,10 +113,8 @@ class HivemindSwarm:
 
     @property
     def addresses(self) -> list[str]:
-        """Announced ones, or those libp2p saw: public before private, loopback last, relayed ones after direct ones."""
-        return list(self._announced) or sorted(
-            self._keeper.visible, key=lambda address: ("p2p-circuit" in address, is_loopback(address))
-        )
+        """Announced ones, or those libp2p saw: public before private before loopback, and relayed ones last."""
+        return sorted({**dict.fromkeys(self._announced or self._keeper.visible), **self._circuits}, key=distance)
 
     def serve(self, method: str, handler: Handler, *, max_request_bytes: int) -> None:
         self._services.add(Service(method, handler, max_request_bytes, is_stream=False))

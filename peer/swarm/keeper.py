@@ -31,6 +31,11 @@ MAX_GREETED = 8
 Contact = tuple[PeerId, Sequence[str]]  # multiaddrs without /p2p
 
 
+def circuit(address: str, relay: PeerId) -> str:
+    """The multiaddr of whoever has a reservation at `relay`."""
+    return f"{address}/p2p/{relay}/p2p-circuit"
+
+
 class Keeper:
     def __init__(self, identity: Identity, listening: Listening, bootstrap: Sequence[Contact], accept: Accept) -> None:
         self.visible: list[str] = []  # our addresses, as libp2p sees them
@@ -99,7 +104,7 @@ class Keeper:
             except DaemonLost:
                 await asyncio.sleep(0.05)
             except UnreachableError:
-                addresses = self._known.get(peer) or self._seen.get(peer)
+                addresses = [*self._known.get(peer, ()), *self._seen.get(peer, ()), *self._circuits_to(peer)]
                 if dialled or not addresses:
                     raise
                 dialled = True
@@ -192,6 +197,13 @@ class Keeper:
             await self.greet((await dialling)[:MAX_GREETED])
         finally:
             dialling.cancel()
+
+    def _circuits_to(self, peer: PeerId) -> list[str]:
+        """Ways to a peer that cannot be dialled, over bootstrap peers that may relay to it. libp2p tells only of those
+        over public addresses."""
+        return [
+            circuit(address, relay) for relay, addresses in self._bootstrap if relay != peer for address in addresses
+        ]
 
     def _contacts(self) -> list[Contact]:
         """Whom to dial when alone: the last ones connected and asked for, and the bootstrap peers in any case."""
