@@ -7,6 +7,13 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from configs import RunSpec
+from configs.load import parse
+from peer.manifest import Manifest, Shard
+from peer.tokenizer import Tokenizer
+
 MODULES = (
     "bisect.py",
     "heapq.py",
@@ -46,3 +53,31 @@ def run_config(path: Path | str, **data: Any) -> dict[str, Any]:
         "train": {"batch_sequences": 2, "learning_rate": 1e-3},
         "round": {"target_tokens": 1024},
     }
+
+
+def run_spec(path: Path | str, **data: Any) -> RunSpec:
+    """`run_config` as a run spec."""
+    return parse(run_config(path, **data), "test")
+
+
+def source(kind: str, path: Path, **more: Any) -> dict[str, Any]:
+    """A [data.source] table."""
+    return {"kind": kind, "path": str(path), **more}
+
+
+def tokens_of(folder: Path, shards: list[Shard], manifest: Manifest) -> list[int]:
+    """All token ids of the shards, in order."""
+    return [token for shard in shards for token in np.fromfile(folder / shard.name, manifest.numpy_dtype).tolist()]
+
+
+def documents(folder: Path, shards: list[Shard]) -> list[str]:
+    """The texts between end-of-text tokens; the last may be cut, because the rest of a row is dropped."""
+    manifest = Manifest.load(folder)
+    found: list[list[int]] = [[]]
+    for token in tokens_of(folder, shards, manifest):
+        if token == manifest.end_of_text:
+            found.append([])
+        else:
+            found[-1].append(token)
+    tokenizer = Tokenizer.load(folder / "tokenizer")
+    return [tokenizer.decode(ids) for ids in found]
