@@ -20,12 +20,6 @@ from tests.texts import copy_stdlib
 from tests.texts import run_spec as spec
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data sets that a test loads leave nothing in the user's cache."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-
-
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     return copy_stdlib(tmp_path / "text")
