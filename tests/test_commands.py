@@ -243,3 +243,25 @@ def test_a_full_disk_is_said_in_one_line(tmp_path: Path) -> None:
         assert not processes_with(str(small))
     finally:
         subprocess.run(["umount", "-l", small], check=True)
+
+
+def test_a_killed_coordinator_comes_back_and_its_peers_go_on(tmp_path: Path) -> None:
+    """SIGKILL of serve in mid-run; the same command leads the same log on, the peer that never left contributes to it."""
+    config = tiny_config(tmp_path, rounds=0)
+    ports = ("--grpc-port", free_port(), "--swarm-port", free_port())
+    serve = ("serve", config, "--dir", tmp_path / "run", "--host", "127.0.0.1", *ports)
+    with running(*serve, program="coordinator.cli") as first:
+        until((tmp_path / "run" / "ticket.txt").is_file, "the ticket is written")
+        with running("join", tmp_path / "run" / "ticket.txt", "--dir", tmp_path / "peer", "--json") as peer:
+            until(lambda: records(tmp_path / "run") >= 3, "three rounds")
+            first.process.kill()
+            first.process.wait()
+            before = records(tmp_path / "run")
+            with running(*serve, program="coordinator.cli") as second:
+                until(lambda: records(tmp_path / "run") >= before + 2, "two rounds after the restart")
+                peer.interrupt()
+                second.interrupt()
+                assert peer.code == 0 and second.code == 0, (peer.err, second.err)
+    verdict = run("verify", tmp_path / "run", "--json").json
+    assert verdict["ok"], verdict["errors"]
+    assert verdict["credit"][peer.json["peer_id"]] >= peer.json["credit_tokens"] > 0
