@@ -118,7 +118,7 @@ async def assembled(
         await replica.restore()
         replica.serve(swarm)
         sources: list[Source] = [LocationSource(mirror) for mirror in log.spec.data.mirrors]
-        sources.append(BlobSource(fetch))
+        sources.append(BlobSource(fetch, store.delete))
         async with ShardReader(manifest, folder / "data", sources, key=order_key(log.spec.run.seed)) as reader:
             feed: Feed
             if options.private_data:

@@ -250,14 +250,15 @@ class Leader:
         if reason := presence_fault(presence, self.replica.log.run_id):
             raise Refused(reason)
         now = asyncio.get_running_loop().time()
-        if sender not in self.guests:
+        leaving = presence.phase == "leaving"
+        if sender not in self.guests and not leaving:
             self.on_event(f"{presence.name or sender.short} joined")
-        self.guests[sender] = Guest(presence, now)
-        if presence.phase == "leaving":
+        if leaving:
             self._step(sequencer.Left(sender.public_key))
-            self.guests.pop(sender, None)
-            self.on_event(f"{presence.name or sender.short} left")
+            if self.guests.pop(sender, None) is not None:
+                self.on_event(f"{presence.name or sender.short} left")
             return swarm_pb2.HeartbeatReply().SerializeToString()
+        self.guests[sender] = Guest(presence, now)
         effects = self._step(
             sequencer.Heard(
                 peer=sender.public_key,
