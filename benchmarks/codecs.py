@@ -25,13 +25,13 @@ from safetensors.torch import load_file, save_file
 
 from configs.load import parse
 from coordinator.prepare import prepare
-from peer.aggregate import OuterStep, apply, norm_of
 from peer.codecs import CODECS, Payload, encode, open_payload
 from peer.codecs.lowbit import two_levels
-from peer.data import ShardReader
-from peer.order import order_key
-from peer.tasks import load_task
-from peer.trainer import Trainer
+from peer.data.order import order_key
+from peer.data.reader import ShardReader
+from peer.log.aggregate import OuterStep, apply, norm_of
+from peer.training.tasks import load_task
+from peer.training.trainer import Trainer
 
 STEPS = 20
 ROUND_SECONDS = 300.0

@@ -46,7 +46,7 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """A whole swarm on this machine: a coordinator and N peers train one model."""
-    from peer.console import Console
+    from peer.terminal.console import Console
 
     spec = _load(config, rounds=rounds)
     with Console() as console:
@@ -102,7 +102,7 @@ def serve(
     as_json: JsonOption = False,
 ) -> None:
     """Lead a run until it is finished; the ticket to hand out is written to DIR/ticket.txt."""
-    from peer.console import Console
+    from peer.terminal.console import Console
 
     spec = _load(config)
     with Console() as console:
@@ -133,7 +133,7 @@ def ledger(
     """Who contributed how much: the fold of the log in DIR."""
     from coordinator.ledger import rows, to_csv
     from coordinator.names import Names
-    from peer.log import Log
+    from peer.log.chain import Log
 
     log = Log.load(folder / "log")
     found = rows(log.accounts, Names(folder / "names.json").by_id)

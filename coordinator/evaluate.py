@@ -18,17 +18,17 @@ from pathlib import Path
 import torch
 
 from configs import RunSpec
-from peer.checkpoint import export
-from peer.data import Rows, ShardReader
+from peer.data.manifest import Manifest
+from peer.data.order import order_key
+from peer.data.reader import Rows, ShardReader
+from peer.data.tokenizer import Tokenizer
 from peer.errors import CommonweightsError
 from peer.identity import PeerId
-from peer.manifest import Manifest
-from peer.model_card import Contributor, Provenance
-from peer.order import order_key
-from peer.replica import Replica
-from peer.tasks import load_task
-from peer.tokenizer import Tokenizer
-from peer.trainer import Trainer
+from peer.log.replica import Replica
+from peer.training.checkpoint import export
+from peer.training.model_card import Contributor, Provenance
+from peer.training.tasks import load_task
+from peer.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from configs import RunSpec
 from coordinator.prepare import prepare
-from peer.blobs import BlobStore
+from peer.data.manifest import Manifest
+from peer.exchange.blobs import BlobStore
 from peer.identity import Identity
-from peer.log import Log
-from peer.manifest import Manifest
-from peer.snapshots import Snapshots
-from peer.state import State
-from peer.tasks import load_task
-from peer.trainer import FlatParameters
+from peer.log.chain import Log
+from peer.log.snapshots import Snapshots
+from peer.log.state import State
+from peer.training.tasks import load_task
+from peer.training.trainer import FlatParameters
 from protos import log_pb2
 from protos.signing import sign
 

@@ -6,8 +6,8 @@ import csv
 import io
 from dataclasses import asdict, dataclass, fields
 
-from peer.accounting import Accounts
 from peer.identity import PeerId
+from peer.log.accounting import Accounts
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from blake3 import blake3
 from configs.schema import RunSpec, canonical_json
 from coordinator.sources import Documents, open_source
 from coordinator.vocabulary import write_tokenizer
+from peer.data.manifest import Manifest
+from peer.data.prepared import Recipe, build
 from peer.errors import DataError
-from peer.manifest import Manifest
-from peer.prepared import Recipe, build
 
 FORMAT = 1  # part of the fingerprint: raise it when the same input is to give other shards
 

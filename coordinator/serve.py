@@ -20,15 +20,15 @@ from coordinator.evaluate import Evaluator
 from coordinator.genesis import create
 from coordinator.names import Names
 from coordinator.service import served
-from peer.blobs import BlobStore
+from peer.data.manifest import Manifest
 from peer.errors import CommonweightsError, UsageError
-from peer.exchange import Exchange
+from peer.exchange.blobs import BlobStore
+from peer.exchange.exchange import Exchange
 from peer.identity import Identity, PeerId
-from peer.leader import Leader
-from peer.log import Entry, Log
-from peer.manifest import Manifest
-from peer.replica import Replica
-from peer.state import State
+from peer.log.chain import Entry, Log
+from peer.log.replica import Replica
+from peer.log.state import State
+from peer.rounds.leader import Leader
 from peer.swarm import HivemindSwarm, Swarm
 from peer.ticket import Ticket
 from protos import coordinator_pb2

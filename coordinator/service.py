@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection
 
 from coordinator.ledger import rows
 from peer.errors import UsageError
-from peer.log import Log
+from peer.log.chain import Log
 from protos import coordinator_pb2, coordinator_pb2_grpc
 
 logger = logging.getLogger(__name__)

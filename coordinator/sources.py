@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from configs.schema import DatasetSource, TextSource
 from coordinator.hub import explained
-from peer.documents import find_files, missing_column, text_of
+from peer.data.documents import find_files, missing_column, text_of
 from peer.errors import DataError
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from peer.identity import PeerId
-from peer.views import PeerView, Summary, SwarmView
+from peer.terminal.views import PeerView, Summary, SwarmView
 
 if TYPE_CHECKING:
     from coordinator.demo import DemoResult
     from coordinator.ledger import Row
     from coordinator.serve import Coordinator
-    from peer.log import Log
+    from peer.log.chain import Log
 
 
 def swarm_view(coordinator: Coordinator) -> SwarmView:

@@ -49,10 +49,10 @@ def join(
 
     parsed = Ticket.parse(ticket)
     folder = folder or HOME / parsed.run_id.hex()[:16]
-    from peer.console import Console
+    from peer.terminal.console import Console
 
     with Console() as console:
-        set_up_logging(folder / "peer.log", console.log_handler())
+        set_up_logging(folder / "peer.log.chain", console.log_handler())
         console.event(f"joining run {parsed.run_id.hex()[:16]}; loading")
         from peer.join import JoinOptions
         from peer.participate import participate

@@ -13,29 +13,29 @@ from pathlib import Path
 import torch
 from blake3 import blake3
 
-from peer.blobs import BlobStore
-from peer.contributor import Contributor
-from peer.data import ShardReader
+from peer.data.feed import Feed, LeasedFeed, PrivateFeed
+from peer.data.manifest import Manifest
+from peer.data.order import order_key
+from peer.data.private import PrivateRows
+from peer.data.reader import ShardReader
+from peer.data.sources import BlobSource, LocationSource, Source
 from peer.errors import CommonweightsError, VerificationError
-from peer.exchange import Exchange
-from peer.feed import Feed, LeasedFeed, PrivateFeed
-from peer.hardware import choose_hardware
+from peer.exchange.blobs import BlobStore
+from peer.exchange.exchange import Exchange
 from peer.identity import Identity, PeerId
-from peer.link import Link
-from peer.log import Log
-from peer.manifest import Manifest
+from peer.log.chain import Log
+from peer.log.replica import CALL_SECONDS, Replica
+from peer.log.state import State
 from peer.messages import parse
 from peer.node import Labels, Node
-from peer.order import order_key
-from peer.private import PrivateRows
 from peer.pulse import Pulse
-from peer.replica import CALL_SECONDS, Replica
-from peer.sources import BlobSource, LocationSource, Source
-from peer.state import State
+from peer.rounds.contributor import Contributor
+from peer.rounds.link import Link
 from peer.swarm import HivemindSwarm, Swarm
-from peer.tasks import load_task
 from peer.ticket import Ticket
-from peer.trainer import Trainer
+from peer.training.hardware import choose_hardware
+from peer.training.tasks import load_task
+from peer.training.trainer import Trainer
 from protos import swarm_pb2
 
 logger = logging.getLogger(__name__)

@@ -18,18 +18,18 @@ from typing import Any
 
 import torch
 
-from peer.contributor import Contributor
-from peer.directory import ANNOUNCE_SECONDS, announce_peer
+from peer.data.feed import Feed
 from peer.errors import CommonweightsError, Refused, UnreachableError
-from peer.feed import Feed
 from peer.identity import PeerId
-from peer.link import Link
-from peer.log import Entry
+from peer.log.chain import Entry
+from peer.log.replica import Diverged, Replica
 from peer.pulse import Pulse
-from peer.ranges import Ranges
-from peer.replica import Diverged, Replica
-from peer.sequencer import TRAINING
-from peer.work import Work
+from peer.rounds.contributor import Contributor
+from peer.rounds.directory import ANNOUNCE_SECONDS, announce_peer
+from peer.rounds.link import Link
+from peer.rounds.ranges import Ranges
+from peer.rounds.sequencer import TRAINING
+from peer.rounds.work import Work
 from protos import log_pb2, swarm_pb2
 
 logger = logging.getLogger(__name__)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
-from peer.console import Console
 from peer.join import JoinOptions, Report, joined, report
 from peer.node import Node
 from peer.runner import Stop
+from peer.terminal.console import Console
+from peer.terminal.views import JoinView, PeerView
 from peer.ticket import Ticket
-from peer.views import JoinView, PeerView
 
 LOOK_SECONDS = 0.5
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from peer.errors import CommonweightsError, UnreachableError, UsageError
 from peer.identity import PeerId
-from peer.quantities import clean, count, duration
+from peer.terminal.quantities import clean, count, duration
 from peer.ticket import Ticket
 from protos import coordinator_pb2, coordinator_pb2_grpc
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from peer.errors import UsageError
-from peer.verify import Verdict, verify
+from peer.log.verify import Verdict, verify
 
 
 def verify_with_progress(folder: Path) -> Verdict:

@@ -16,7 +16,7 @@ from coordinator.serve import Coordinator, ServeOptions, leading, open_run
 from peer.identity import Identity, PeerId
 from peer.join import JoinOptions, assembled
 from peer.node import Node
-from peer.swarm_memory import MemoryNetwork
+from peer.swarm.memory import MemoryNetwork
 from peer.ticket import Ticket
 
 DEADLINE_SECONDS = 60.0

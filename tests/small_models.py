@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from configs.schema import RunSpec
-from peer.tasks import load_task
-from peer.trainer import Trainer
+from peer.training.tasks import load_task
+from peer.training.trainer import Trainer
 
 VOCAB_SIZE = 257
 END_OF_TEXT = 256

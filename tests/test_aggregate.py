@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peer.aggregate import OuterStep, apply, norm_of, scales
 from peer.codecs import SEGMENT_PARAMETERS, Payload, encode, open_payload
 from peer.errors import CommonweightsError
+from peer.log.aggregate import OuterStep, apply, norm_of, scales
 
 PLAIN = OuterStep(learning_rate=1.0, momentum=0.0)
 

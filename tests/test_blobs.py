@@ -12,8 +12,8 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peer.blobs import SEGMENT_BYTES, BlobStore
 from peer.errors import CommonweightsError, DataError
+from peer.exchange.blobs import SEGMENT_BYTES, BlobStore
 
 
 @pytest.fixture

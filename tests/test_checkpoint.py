@@ -14,9 +14,9 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models
 
-from peer.checkpoint import PROVENANCE_FILE, export
 from peer.errors import CommonweightsError
-from peer.model_card import MAX_CONTRIBUTORS, Contributor, Provenance, render
+from peer.training.checkpoint import PROVENANCE_FILE, export
+from peer.training.model_card import MAX_CONTRIBUTORS, Contributor, Provenance, render
 from tests.small_models import END_OF_TEXT, LLAMA, VOCAB_SIZE, small_spec, small_trainer, text_rows
 
 PROVENANCE = Provenance(
@@ -145,7 +145,7 @@ def test_failed_export_leaves_the_old_one(
     def full(*arguments: object, **keywords: object) -> str:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("peer.checkpoint.render", full)
+    monkeypatch.setattr("peer.training.checkpoint.render", full)
     with pytest.raises(CommonweightsError, match="No space left on device"):
         export_small(folder, tokenizer_folder, theta * 2)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before

@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.text import Text
 
-from peer import chart, screens
-from peer.console import Console
-from peer.quantities import clean, count, duration, size
-from peer.views import JoinView, PeerView, Summary, SwarmView
+from peer.terminal import chart, screens
+from peer.terminal.console import Console
+from peer.terminal.quantities import clean, count, duration, size
+from peer.terminal.views import JoinView, PeerView, Summary, SwarmView
 
 counts = st.integers(0, 10**15)
 figures = st.none() | st.floats(allow_nan=True, allow_infinity=True)

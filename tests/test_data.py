@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from configs.load import parse
 from coordinator.prepare import prepare
-from peer.data import ShardReader
+from peer.data.manifest import FileEntry, Manifest
+from peer.data.order import order_key, position_to_row, positions_to_rows
+from peer.data.private import PrivateRows
+from peer.data.reader import ShardReader
+from peer.data.sources import BlobSource, LocationSource, Source
 from peer.errors import DataError, UnreachableError
-from peer.manifest import FileEntry, Manifest
-from peer.order import order_key, position_to_row, positions_to_rows
-from peer.private import PrivateRows
-from peer.sources import BlobSource, LocationSource, Source
 from tests.texts import copy_stdlib, run_config
 
 KEY = order_key(7)

@@ -15,17 +15,16 @@ from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
-import peer.download
-import peer.exchange
-from peer import ratelimit
-from peer.blobs import SEGMENT_BYTES, BlobStore
+import peer.exchange.download
+import peer.exchange.exchange
 from peer.errors import CommonweightsError, Refused, UnreachableError
-from peer.exchange import Exchange
+from peer.exchange.blobs import SEGMENT_BYTES, BlobStore
+from peer.exchange.exchange import Exchange, ratelimit
+from peer.exchange.ratelimit import RateLimiter, full, spend
 from peer.identity import Identity, PeerId
-from peer.ratelimit import RateLimiter, full, spend
 from peer.swarm import HivemindSwarm
 from peer.swarm.interface import PIECE_BYTES
-from peer.swarm_memory import MemoryNetwork, MemorySwarm
+from peer.swarm.memory import MemoryNetwork, MemorySwarm
 from protos.swarm_pb2 import BlobRequest
 
 NewPeer = Callable[..., Exchange]
@@ -50,10 +49,10 @@ def new_peer(network: MemoryNetwork, tmp_path: Path) -> NewPeer:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Deadlines short enough for tests; the logic does not depend on their size."""
-    monkeypatch.setattr(peer.download, "SILENCE_SECONDS", 0.5)
-    monkeypatch.setattr(peer.download, "STALLED_SECONDS", 0.1)
-    monkeypatch.setattr(peer.download, "RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(peer.download, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(peer.exchange.download, "SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(peer.exchange.download, "STALLED_SECONDS", 0.1)
+    monkeypatch.setattr(peer.exchange.download, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(peer.exchange.download, "LOOK_SECONDS", 0.02)
 
 
 def put_everywhere(content: bytes, donors: Iterable[Exchange]) -> bytes:
@@ -193,7 +192,7 @@ def dishonest(network: MemoryNetwork, content: bytes, fault: str) -> PeerId:
                 yield b"x" * PIECE_BYTES
 
     node = network.node()
-    node.serve_stream(peer.download.METHOD, serve, max_request_bytes=128)
+    node.serve_stream(peer.exchange.download.METHOD, serve, max_request_bytes=128)
     return node.peer_id
 
 
@@ -213,7 +212,7 @@ async def test_no_source_left_says_what_was_tried(new_peer: NewPeer, network: Me
 
 async def test_the_deadline_holds(new_peer: NewPeer, network: MemoryNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     """A frozen source and a short deadline: an error in time, nothing left running."""
-    monkeypatch.setattr(peer.download, "SILENCE_SECONDS", 60.0)
+    monkeypatch.setattr(peer.exchange.download, "SILENCE_SECONDS", 60.0)
     donor, taker = new_peer(), new_peer()
     blob = donor.store.put(b"content")
     network.freeze(id_of(donor))
@@ -270,9 +269,11 @@ async def test_serving_has_limits(new_peer: NewPeer, network: MemoryNetwork, mon
     request = BlobRequest(hash=blob).SerializeToString()
 
     def ask(who: MemorySwarm) -> AsyncIterator[bytes]:
-        return who.stream(id_of(donor), peer.download.METHOD, request, timeout_seconds=10, max_bytes=SEGMENT_BYTES)
+        return who.stream(
+            id_of(donor), peer.exchange.download.METHOD, request, timeout_seconds=10, max_bytes=SEGMENT_BYTES
+        )
 
-    open_streams = [ask(greedy) for _ in range(peer.exchange.MAX_SERVED_PER_PEER)]
+    open_streams = [ask(greedy) for _ in range(peer.exchange.exchange.MAX_SERVED_PER_PEER)]
     waiting = [asyncio.ensure_future(anext(stream)) for stream in open_streams]
     await until(lambda: donor._serving.total() == len(open_streams))
     with pytest.raises(Refused, match="busy"):
@@ -293,7 +294,7 @@ async def test_nonsense_requests_are_refused(new_peer: NewPeer, network: MemoryN
     member = network.node()
 
     async def get(who: MemorySwarm, request: bytes) -> bytes:
-        stream = who.stream(id_of(donor), peer.download.METHOD, request, timeout_seconds=5, max_bytes=1000)
+        stream = who.stream(id_of(donor), peer.exchange.download.METHOD, request, timeout_seconds=5, max_bytes=1000)
         return b"".join([piece async for piece in stream])
 
     for request, reason in [

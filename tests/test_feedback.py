@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from peer.codecs import CODECS, open_payload
 from peer.errors import CommonweightsError
-from peer.feedback import ErrorFeedback
+from peer.rounds.feedback import ErrorFeedback
 
 
 def deltas(rounds: int, count: int, seed: int = 0) -> list[torch.Tensor]:

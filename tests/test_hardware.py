@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from peer import hardware
 from peer.errors import UsageError
-from peer.hardware import choose_hardware, choose_precision, choose_threads, usable_cores
+from peer.training import hardware
+from peer.training.hardware import choose_hardware, choose_precision, choose_threads, usable_cores
 
 GIB = 1 << 30
 

@@ -4,8 +4,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from peer.leases import LeaseBook
-from peer.ranges import Ranges
+from peer.rounds.leases import LeaseBook
+from peer.rounds.ranges import Ranges
 
 PEERS = [b"a" * 32, b"b" * 32, b"c" * 32]
 peers = st.sampled_from(PEERS)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from peer.errors import UsageError
 from peer.identity import Identity
-from peer.multiaddr import decode, distance, encode, split_peer
+from peer.swarm.multiaddr import decode, distance, encode, split_peer
 
 PEER = Identity.from_seed(bytes(32)).peer_id
 

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.prepare import prepare
-from peer.documents import find_files
-from peer.manifest import digest_file
-from peer.pack import ShardWriter
+from peer.data.documents import find_files
+from peer.data.manifest import digest_file
+from peer.data.pack import ShardWriter
 from tests.texts import copy_stdlib, documents, source
 from tests.texts import run_spec as spec
 

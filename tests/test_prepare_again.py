@@ -12,10 +12,10 @@ import pytest
 from configs.schema import BytesTokenizer
 from coordinator.prepare import prepare
 from coordinator.vocabulary import write_tokenizer
-from peer import prepared
+from peer.data import prepared
+from peer.data.manifest import Manifest, digest_file
+from peer.data.prepared import Recipe
 from peer.errors import DataError
-from peer.manifest import Manifest, digest_file
-from peer.prepared import Recipe
 from tests.texts import copy_stdlib
 from tests.texts import run_spec as spec
 
@@ -93,7 +93,7 @@ def test_an_interrupted_preparation_goes_on(
     checkpoint_seconds: float, rows: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed several times, preparing ends with the bytes of an undisturbed one; never is half taken for whole."""
-    monkeypatch.setattr("peer.pack._BATCH_DOCUMENTS", 7)
+    monkeypatch.setattr("peer.data.pack._BATCH_DOCUMENTS", 7)
     asked: list[int] = []
     expected = prepared.build(tmp_path / "expected", recipe(rows, [], []))
     for dies_after in (60, 130, 255):
@@ -112,7 +112,7 @@ def test_an_interrupted_second_reading_goes_on(
     dies_after: int, rows: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When no document was drawn and the text is read again with another split, the first reading leaves nothing."""
-    monkeypatch.setattr("peer.pack._BATCH_DOCUMENTS", 7)
+    monkeypatch.setattr("peer.data.pack._BATCH_DOCUMENTS", 7)
     expected = prepared.build(tmp_path / "expected", recipe(rows, [], [], held_out_fraction=1e-9))
     asked: list[int] = []
     with pytest.raises(Killed):

@@ -18,8 +18,8 @@ import pytest
 from configs.load import parse
 from coordinator.hub import explained
 from coordinator.prepare import prepare
+from peer.data.manifest import Manifest
 from peer.errors import DataError
-from peer.manifest import Manifest
 from tests.texts import copy_stdlib, run_config
 from tests.texts import run_spec as spec
 

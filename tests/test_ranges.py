@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peer.ranges import Ranges, well_formed
+from peer.rounds.ranges import Ranges, well_formed
 from protos import log_pb2
 
 pairs = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=8)

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from peer import directory
 from peer.errors import CommonweightsError
 from peer.identity import PeerId
-from peer.ranges import Ranges
-from peer.verify import verify
+from peer.log.verify import verify
+from peer.rounds import directory
+from peer.rounds.ranges import Ranges
 from protos import log_pb2, swarm_pb2
 from protos.signing import open_signed, sign
 from tests.in_memory import Swarm, tiny_spec

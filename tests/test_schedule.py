@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.schema import RunSpec
-from peer.schedule import learning_rate
+from peer.training.schedule import learning_rate
 from tests.small_models import small_spec
 
 BATCH = 8 * 32

@@ -7,9 +7,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from peer.leases import LeaseBook
-from peer.ranges import Ranges
-from peer.sequencer import (
+from peer.rounds.leases import LeaseBook
+from peer.rounds.ranges import Ranges
+from peer.rounds.sequencer import (
     TRAINING,
     Checked,
     Closing,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -14,7 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from coordinator.service import MAX_REQUEST_BYTES, served
 from peer.errors import UsageError
-from peer.log import Log
+from peer.log.chain import Log
 from protos import coordinator_pb2, coordinator_pb2_grpc
 from tests.in_memory import Swarm, tiny_spec
 
@@ -58,7 +59,8 @@ async def test_the_run_can_be_rebuilt_from_the_api_alone(run: Swarm, channel: gr
         for signed in (await stub(channel).ListRecords(request)).records:
             copy.append(signed)
     assert copy.head.hash == log.head.hash and copy.accounts.credit == log.accounts.credit
-    rows, token = [], ""
+    rows: list[coordinator_pb2.LedgerRow] = []
+    token = ""
     while True:
         page = await stub(channel).GetLedger(coordinator_pb2.GetLedgerRequest(page_size=1, page_token=token))
         rows += page.rows
@@ -100,7 +102,7 @@ async def test_garbage_and_oversized_requests_are_refused_and_service_goes_on(
 ) -> None:
     """Every method, raw bytes: an error status, never a hang; the next proper call is answered."""
     for method in ("GetRun", "GetStatus", "ListRecords", "GetLedger", "NoSuchMethod"):
-        call = channel.unary_unary(f"/commonweights.v1.Coordinator/{method}")
+        call: Any = channel.unary_unary(f"/commonweights.v1.Coordinator/{method}")
         with pytest.raises(grpc.aio.AioRpcError):
             await call(body, timeout=10)
     assert (await stub(channel).GetStatus(coordinator_pb2.GetStatusRequest(), timeout=10)).finished

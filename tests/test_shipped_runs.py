@@ -14,7 +14,7 @@ def test_the_volunteer_model_has_150_million_parameters() -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from peer.tasks.language_model import model_config
+    from peer.training.tasks.language_model import model_config
 
     run = load(CONFIGS / "volunteer.toml")
     with torch.device("meta"):

@@ -12,7 +12,7 @@ import pytest
 from peer.errors import DataError, Refused, UnreachableError
 from peer.identity import Identity, PeerId
 from peer.swarm import MAX_ENTRY_BYTES, MAX_REPLY_BYTES, PIECE_BYTES, HivemindSwarm, Swarm, wire
-from peer.swarm_memory import MemoryNetwork, MemorySwarm
+from peer.swarm.memory import MemoryNetwork, MemorySwarm
 from protos.swarm_pb2 import Presence
 
 

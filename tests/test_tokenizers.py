@@ -11,9 +11,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from coordinator.prepare import prepare
+from peer.data.manifest import Manifest
+from peer.data.tokenizer import Tokenizer
 from peer.errors import DataError
-from peer.manifest import Manifest
-from peer.tokenizer import Tokenizer
 from tests.texts import copy_stdlib, documents, source, tokens_of
 from tests.texts import run_spec as spec
 

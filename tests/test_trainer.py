@@ -14,8 +14,8 @@ import torch
 
 from configs.schema import RunSpec
 from peer.errors import CommonweightsError, ConfigError
-from peer.tasks import load_task
-from peer.trainer import FlatParameters, Trainer, _recompute_activations
+from peer.training.tasks import load_task
+from peer.training.trainer import FlatParameters, Trainer, _recompute_activations
 from tests.small_models import END_OF_TEXT, LLAMA, VOCAB_SIZE, small_model, small_spec, small_trainer, text_rows
 
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 2}
@@ -239,7 +239,7 @@ def test_model_larger_than_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(optimizer: torch.optim.Optimizer) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr("peer.trainer.allocate_state", full)
+    monkeypatch.setattr("peer.training.trainer.allocate_state", full)
     with pytest.raises(CommonweightsError, match="this model needs 0.0 GB on cpu"):
         small_trainer().step(text_rows(8), 0)
 
@@ -373,7 +373,7 @@ def test_optimizer_state_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.Monk
         file.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("peer.inner_optimizer.save_file", full)
+    monkeypatch.setattr("peer.training.inner_optimizer.save_file", full)
     with pytest.raises(CommonweightsError, match="free some space"):
         trainer.save_optimizer(path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
@@ -423,7 +423,9 @@ def test_overflow_lowers_the_loss_scale(tmp_path: Path) -> None:
 
 def test_two_trainers_of_different_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process may hold trainers of different precision; each keeps its own."""
-    monkeypatch.setattr("peer.trainer.choose_precision", lambda wanted, device: wanted)  # whatever this CPU gains by
+    monkeypatch.setattr(
+        "peer.training.trainer.choose_precision", lambda wanted, device: wanted
+    )  # whatever this CPU gains by
     first = small_trainer(small_spec(precision="fp32"))
     second = small_trainer(small_spec(precision="bf16"))
     third = small_trainer(small_spec(precision="fp32"))
@@ -469,7 +471,7 @@ def test_greedy_sample_is_the_argmax() -> None:
 
 def test_sampling_draws_from_the_softmax() -> None:
     """The Gumbel-max draw has the frequencies of softmax(logits / temperature), cut to the k largest."""
-    from peer.tasks.language_model import SeededSampling
+    from peer.training.tasks.language_model import SeededSampling
 
     logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]])
     sampling = SeededSampling(seed=0, temperature=0.7, top_k=3)

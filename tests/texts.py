@@ -11,8 +11,8 @@ import numpy as np
 
 from configs import RunSpec
 from configs.load import parse
-from peer.manifest import Manifest, Shard
-from peer.tokenizer import Tokenizer
+from peer.data.manifest import Manifest, Shard
+from peer.data.tokenizer import Tokenizer
 
 MODULES = (
     "bisect.py",

@@ -21,10 +21,10 @@ from typing import Any
 
 from peer.errors import Refused, UnreachableError
 from peer.identity import Identity, PeerId
-from peer.multiaddr import distance, encode, split_peer
 from peer.swarm.daemon import Listening
 from peer.swarm.interface import MAX_ENTRY_BYTES, MAX_ENTRY_SECONDS, MAX_REPLY_BYTES, Handler, StreamHandler
 from peer.swarm.keeper import Contact, Keeper, circuit
+from peer.swarm.multiaddr import distance, encode, split_peer
 from peer.swarm.session import read_stream_info
 from peer.swarm.wire import (
     Service,

@@ -1,6 +1,6 @@
 """What the rest of the project knows of the swarm: peers that call each other, stream to each other and leave notes.
 
-Two swarms keep this promise: `HivemindSwarm` (the real one) and `MemorySwarm` (peer/swarm_memory.py, for
+Two swarms keep this promise: `HivemindSwarm` (the real one) and `MemorySwarm` (peer/swarm/memory.py, for
 tests and simulations with injected faults). One contract suite runs against both. This module imports neither.
 """
 

@@ -15,11 +15,11 @@ from typing import Any
 
 from peer.errors import Refused, UnreachableError, UsageError
 from peer.identity import Identity, PeerId
-from peer.multiaddr import decode, encode
 from peer.swarm import quietly as hivemind
 from peer.swarm.daemon import Daemon, Listening
 from peer.swarm.entries import is_valid, owner_of, seal, subkey_of, unseal
 from peer.swarm.interface import PIECE_BYTES
+from peer.swarm.multiaddr import decode, encode
 from peer.swarm.quietly import (
     DHTID,
     P2P,

@@ -1,0 +1,263 @@
+"""A copy of the run: log, blobs and state, brought to the head and kept there.
+
+Every node has one: peers, whose trainers start from it, and the coordinator. What a record does to the weights is
+`apply_entry`; everything else here is getting hold of records and payloads, from whoever has them, and refusing what
+does not match the chain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from peer.codecs import open_payload
+from peer.errors import CommonweightsError, Refused, UnreachableError, VerificationError
+from peer.exchange.blobs import BlobStore
+from peer.exchange.exchange import Exchange
+from peer.identity import PeerId
+from peer.log.chain import MAX_RECORD_BYTES, Entry, Log, aggregate
+from peer.log.snapshots import Snapshots, digest_after, fault
+from peer.log.state import State
+from peer.messages import parse
+from peer.swarm import Swarm
+from protos import log_pb2, swarm_pb2
+
+logger = logging.getLogger(__name__)
+
+CALL_SECONDS = 10.0
+PAYLOAD_SECONDS = 600.0  # the longest that one blob may take, on a slow home link
+REPLY_BYTES = 1 << 20  # of records in one answer, unless a single record is larger
+
+T = TypeVar("T")
+
+Sources = Callable[[], Sequence[PeerId]]  # who to ask, best first
+
+
+class Diverged(VerificationError):
+    """This replica's state is not the one the chain names: it must be loaded again."""
+
+
+class Replica:
+    """Log, blobs and state of one node. One task at a time may bring it forward; anybody may read."""
+
+    def __init__(self, folder: Path, log: Log, state: State, exchange: Exchange, sources: Sources) -> None:
+        self.log = log
+        self.state = state
+        self.digest = log.origin.genesis.state_digest
+        self.exchange = exchange
+        self.blobs: BlobStore = exchange.store
+        self.snapshots = Snapshots(folder / "snapshots", self.blobs)
+        self._sources = sources
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="apply")
+
+    def serve(self, swarm: Swarm) -> None:
+        """Answer other nodes' questions for records and snapshots."""
+        swarm.serve("records", self._on_records, max_request_bytes=1024)
+        swarm.serve("manifest", self._on_manifest, max_request_bytes=1024)
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    # --- forward ----------------------------------------------------------------------------------------------------
+
+    async def fetch_records(self, swarm: Swarm, peer: PeerId) -> list[Entry]:
+        """Append what `peer` has beyond this log's head.
+
+        Raises:
+            VerificationError: what it sent does not follow; what was good before it is kept.
+            UnreachableError, Refused: it did not answer, or would not.
+        """
+        added: list[Entry] = []
+        while not self.log.finished:
+            request = swarm_pb2.RecordsRequest(run_id=self.log.run_id, first_round=self.log.head.round + 1, count=256)
+            reply = parse(
+                await swarm.call(peer, "records", request.SerializeToString(), timeout_seconds=CALL_SECONDS),
+                swarm_pb2.RecordsReply,
+            )
+            added.extend(self.log.append(signed) for signed in reply.records)
+            if not reply.records:
+                break
+        return added
+
+    async def fetch_payloads(self, entry: Entry) -> None:
+        """Have every payload of a record in the blob store."""
+        await asyncio.gather(
+            *(
+                self.fetch_blob(item.payload_hash, item.payload_bytes, PeerId(signer))
+                for signer, item in entry.contributions
+            )
+        )
+
+    async def fetch_blob(self, hash_: bytes, size: int, *likely: PeerId) -> None:
+        """Have one blob in the store; `likely` holders are asked after the usual sources.
+
+        Raises:
+            UnreachableError: nobody could give it.
+        """
+        if not self.blobs.has(hash_):
+            sources = list(dict.fromkeys([*self._sources(), *likely]))
+            await self.exchange.fetch(hash_, size, sources, deadline_seconds=PAYLOAD_SECONDS)
+
+    async def apply_next(self) -> Entry:
+        """Apply the record after the state: fetch what it needs, check where it starts, step.
+
+        Raises:
+            Diverged: the record starts from another state than this one.
+            UnreachableError: a payload could not be had.
+        """
+        entry = self.log.entries[self.state.round + 1]
+        if entry.record.base_digest != self.digest:
+            raise Diverged(f"round {entry.round}: this state's digest is {self.digest.hex()[:16]}, the log says "
+                           f"{entry.record.base_digest.hex()[:16]}")  # fmt: skip
+        await self.fetch_payloads(entry)
+        self.digest = await self.compute(apply_entry, self.state, entry, self.log, self.blobs)
+        return entry
+
+    async def catch_up(self) -> None:
+        """Apply every record of the log that the state does not have yet."""
+        while self.state.round < self.log.head.round:
+            await self.apply_next()
+
+    async def compute(self, function: Callable[..., T], *arguments: object) -> T:
+        """Run something heavy in the thread that owns the state."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+    # --- snapshots --------------------------------------------------------------------------------------------------
+
+    async def keep_snapshot(self, keep: int, always: frozenset[int] = frozenset()) -> None:
+        """Store the present state as chunks and drop old snapshots."""
+        await self.compute(self.snapshots.save, self.state, self.log.run_id)
+        await self.compute(self.snapshots.prune, keep, always)
+
+    async def restore(self) -> bool:
+        """Load the newest snapshot of this node that fits its log; False if there is none."""
+        for round_ in reversed(self.snapshots.rounds()):
+            if round_ > self.log.head.round or round_ < self.state.round:
+                continue
+            try:
+                manifest = self.snapshots.manifest(round_)
+                if round_ < self.log.head.round and (reason := fault(manifest, self.log, self.state.state_bytes, b"")):
+                    raise VerificationError(f"round {round_}: the snapshot is not used: {reason}")
+                await self._load(manifest)
+            except VerificationError as error:
+                logger.warning("%s", error)
+                continue
+            return True
+        return False
+
+    async def join(self, swarm: Swarm, head_digest: bytes) -> None:
+        """Bring a state that is far behind to the head, over the fewer bytes: replay, or the newest snapshot and replay
+        from there.
+
+        Raises:
+            UnreachableError: nobody could give what is needed.
+        """
+        manifest = await self._newest_manifest(swarm, head_digest)
+        if self.state.round < 0 and manifest is None:
+            raise UnreachableError("no peer offers a state to start from; try again in a moment")
+        if manifest is not None and manifest.round > self.state.round:
+            missing = sum(self.blobs.has(hash_) is False for hash_ in manifest.chunk_hashes)
+            whole = missing / len(manifest.chunk_hashes) * manifest.state_bytes
+            if self.state.round < 0 or self._replay_bytes(self.state.round, manifest.round) > whole:
+                logger.info("loading the state after round %d (%.1f MB)", manifest.round, manifest.state_bytes / 1e6)
+                await self._fetch_state(manifest)
+        await self.catch_up()
+
+    async def reload(self, swarm: Swarm, head_digest: bytes) -> None:
+        """Throw this state away and take the swarm's: the cure for `Diverged`.
+
+        Raises:
+            UnreachableError: no snapshot that fits the log can be had.
+        """
+        manifest = await self._newest_manifest(swarm, head_digest)
+        if manifest is None:
+            raise UnreachableError("no peer offers a state that matches the log; trying again later")
+        await self._fetch_state(manifest)
+        await self.catch_up()
+
+    def _replay_bytes(self, after: int, until: int) -> int:
+        return sum(
+            item.payload_bytes
+            for entry in self.log.entries[after + 1 : until + 1]
+            for _, item in entry.contributions
+            if not self.blobs.has(item.payload_hash)
+        )
+
+    async def _newest_manifest(self, swarm: Swarm, head_digest: bytes) -> log_pb2.StateManifest | None:
+        request = swarm_pb2.ManifestRequest(run_id=self.log.run_id, round=self.log.head.round)
+        for peer in self._sources():
+            try:
+                reply = await swarm.call(peer, "manifest", request.SerializeToString(), timeout_seconds=CALL_SECONDS)
+                manifest = parse(reply, log_pb2.StateManifest)
+            except CommonweightsError as error:
+                logger.info("no snapshot from %s: %s", peer.short, error)
+                continue
+            if not (reason := fault(manifest, self.log, self.state.state_bytes, head_digest)):
+                return manifest
+            logger.warning("the snapshot that %s offers is refused: %s", peer.short, reason)
+        return None
+
+    async def _fetch_state(self, manifest: log_pb2.StateManifest) -> None:
+        sizes = [len(chunk) for chunk in self.state.chunks()]
+        gate = asyncio.Semaphore(4)
+
+        async def one(hash_: bytes, size: int) -> None:
+            async with gate:
+                await self.fetch_blob(hash_, size)
+
+        await asyncio.gather(*(one(*pair) for pair in zip(manifest.chunk_hashes, sizes, strict=True)))
+        await self._load(manifest)
+
+    async def _load(self, manifest: log_pb2.StateManifest) -> None:
+        await self.compute(self.snapshots.load, manifest, self.state)
+        self.digest = await self.compute(self.state.digest)
+
+    # --- handlers ---------------------------------------------------------------------------------------------------
+
+    async def _on_records(self, sender: PeerId, body: bytes) -> bytes:
+        request = parse(body, swarm_pb2.RecordsRequest)
+        if request.run_id and request.run_id != self.log.run_id:
+            raise Refused("this node holds another run")
+        first, count = request.first_round, min(request.count, 256)
+        return swarm_pb2.RecordsReply(
+            records=self.log.records(first, count, min(REPLY_BYTES, MAX_RECORD_BYTES // 2))
+        ).SerializeToString()
+
+    async def _on_manifest(self, sender: PeerId, body: bytes) -> bytes:
+        request = parse(body, swarm_pb2.ManifestRequest)
+        rounds = [round_ for round_ in self.snapshots.rounds() if round_ <= request.round]
+        if request.run_id != self.log.run_id or not rounds:
+            raise Refused("no snapshot of that run and round here")
+        return self.snapshots.manifest(rounds[-1]).SerializeToString()
+
+
+def apply_entry(state: State, entry: Entry, log: Log, blobs: BlobStore) -> bytes:
+    """One outer step: state after round r from the state after r - 1, in place; returns its digest.
+
+    Every replica computes the same bits: record order, fp32, elementwise operations only (see `aggregate`).
+    """
+    state.round = entry.round
+    if entry.record.final:  # nothing to merge; momentum must not move the weights once more
+        return entry.record.base_digest
+    outer = log.spec.outer
+    contributions = [
+        (open_payload(blobs.read(item.payload_hash), state.theta.numel()), item.tokens, norm)
+        for (_, item), norm in zip(entry.contributions, entry.norms, strict=True)
+    ]
+    with torch.no_grad():
+        aggregate.apply(
+            state.theta,
+            state.momentum,
+            contributions,
+            aggregate.OuterStep(outer.learning_rate, outer.momentum, outer.nesterov),
+        )
+    return state.digest()
+
+
+__all__ = ["Diverged", "Replica", "apply_entry", "digest_after"]

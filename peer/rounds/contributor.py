@@ -1,0 +1,183 @@
+"""A peer's unmerged work: from local weights to a signed contribution, and back when a round went on without it.
+
+The two arithmetic facts to know:
+
+    contribute:  e <- beta e + (anchor - local);  c = encode(e);  e <- e - decode(c)
+    rebase:      local <- theta_r + (local - anchor);  anchor = theta_r
+
+`anchor` is what the local progress not yet in `e` is measured from: theta, or the local weights when they were settled
+last. Nothing is ever lost but by a kill: what was not merged is in the local weights, in `e`, or in a payload that goes
+back into `e`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from peer.codecs import open_payload
+from peer.errors import CommonweightsError
+from peer.identity import Identity
+from peer.log.chain import Entry
+from peer.log.replica import Replica
+from peer.rounds.feedback import ErrorFeedback
+from peer.rounds.work import Backlog
+from peer.training.trainer import Trainer
+from protos import log_pb2
+from protos.signing import sign
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Contributor:
+    """Error feedback, anchor and backlog of one peer. `lock` is held while theta, anchor and feedback do not fit
+    together."""
+
+    def __init__(self, folder: Path, identity: Identity, replica: Replica, trainer: Trainer) -> None:
+        self.folder = folder
+        self.identity = identity
+        self.replica = replica
+        self.trainer = trainer
+        self.codec = replica.log.spec.codec.name
+        self.feedback = ErrorFeedback(replica.state.theta.numel(), replica.log.spec.codec.feedback_decay)
+        self.backlog = Backlog()
+        self.merged_rounds = 0
+        self.lock = asyncio.Lock()
+        self.on_event: Callable[[str], None] = lambda text: None
+        self._anchor: torch.Tensor | None = None  # None: theta
+        self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
+
+    async def on_device(self, function: Callable[..., T], *arguments: object) -> T:
+        """Run something in the one thread that touches the model."""
+        return await asyncio.get_running_loop().run_in_executor(self._device, function, *arguments)
+
+    def close(self) -> None:
+        self._device.shutdown(wait=True, cancel_futures=True)
+
+    # --- out --------------------------------------------------------------------------------------------------------
+
+    async def read_weights(self) -> torch.Tensor:
+        """The local weights between two steps, fp32 [parameters]; their steps count as settled from here on."""
+        local = await self.on_device(self.trainer.parameters.read)
+        self.backlog = self.backlog.settle()
+        return local
+
+    async def settle(self, local: torch.Tensor) -> None:
+        """Move the local progress into the error-feedback buffer. `local` fp32 [parameters] becomes the anchor.
+
+        Progress that is not finite is dropped, with its tokens: it would spoil everything that comes after it.
+        """
+        base = self.replica.state.theta if self._anchor is None else self._anchor
+        delta = torch.sub(base, local)
+        try:
+            await self.replica.compute(self.feedback.add, delta)
+        except CommonweightsError as error:
+            self.on_event(f"this round's work is dropped: {error}")
+            self.backlog = self.backlog.dropped()
+            await self.on_device(self.trainer.parameters.write, base)
+            local = base.clone()
+        self._anchor = local
+
+    async def settle_now(self) -> None:
+        """Bring everything trained so far into the buffer, unless that was done since theta last changed."""
+        if self._anchor is None:
+            await self.settle(await self.read_weights())
+
+    async def contribution(self, local: torch.Tensor, round_: int, private_data: str = "") -> log_pb2.Signed:
+        """Settle, encode, store the payload and sign the header. The caller holds the lock."""
+        await self.settle(local)
+        payload = await self.replica.compute(self.feedback.encode, self.codec)
+        payload_hash = await asyncio.to_thread(self.replica.blobs.put, payload)
+        work = self.backlog.settled
+        signed = sign(
+            log_pb2.Contribution(
+                run_id=self.replica.log.run_id,
+                round=round_,
+                previous_hash=self.replica.log.entries[round_ - 1].hash,
+                base_digest=self.replica.digest,
+                consumed=work.positions.to_protos(),
+                tokens=work.tokens,
+                inner_steps=work.inner_steps,
+                mean_loss=work.mean_loss,
+                codec=self.codec,
+                payload_hash=payload_hash,
+                payload_bytes=len(payload),
+                train_seconds=work.train_seconds,
+                private_data=private_data,
+            ),
+            self.identity.private_key,
+        )
+        self.backlog = self.backlog.hand_in(round_, payload_hash, signed.SerializeToString(deterministic=True))
+        return signed
+
+    # --- and back ---------------------------------------------------------------------------------------------------
+
+    async def account_for(self, *entries: Entry) -> None:
+        """See whether the submitted contribution was merged; if its round is over without it, take the work back."""
+        own = self.identity.peer_id.public_key
+        for entry in entries:
+            submitted = self.backlog.submitted
+            if submitted is None or entry.round != submitted.round:
+                continue
+            if (own, submitted.payload_hash) in [(signer, item.payload_hash) for signer, item in entry.contributions]:
+                self.backlog = self.backlog.merged()
+                self.merged_rounds += 1
+                continue
+            reasons = [refused.reason for refused in entry.record.refused if refused.peer == own]
+            await self.take_back(entry.round, reasons[0] if reasons else "it came too late")
+
+    async def take_back(self, round_: int, reason: str) -> None:
+        """A contribution will not be merged: its values return to the error feedback, its tokens to the backlog.
+
+        The caller holds the lock.
+        """
+        submitted = self.backlog.submitted
+        if submitted is None or submitted.round != round_:
+            return
+        self.on_event(f"contribution to round {round_} was not merged: {reason}; kept for the next")
+        await self.replica.compute(self._put_back, submitted.payload_hash)
+        self.backlog = self.backlog.returned()
+
+    async def rebase(self) -> None:
+        """Move the local weights to the present theta, keeping what was trained since the anchor."""
+        await self.on_device(self._rebase)
+
+    def _rebase(self) -> None:
+        theta = self.replica.state.theta
+        if self._anchor is None:
+            return
+        progress = self.trainer.parameters.read().sub_(self._anchor)
+        self._anchor = None
+        self.trainer.parameters.write(progress.add_(theta))
+
+    def _put_back(self, payload_hash: bytes) -> None:
+        if self.replica.blobs.check(payload_hash):
+            self.feedback.put_back(open_payload(self.replica.blobs.read(payload_hash), self.feedback.buffer.numel()))
+
+    # --- across restarts --------------------------------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Take up what an earlier start kept, and start training from theta."""
+        self.backlog = Backlog.load(self.folder / "backlog.json")
+        if (path := self.folder / "feedback.safetensors").exists():
+            try:
+                self.feedback.load(path)
+            except CommonweightsError as error:
+                self.on_event(f"starting with empty error feedback: {error}")
+        if (path := self.folder / "optimizer.safetensors").exists():
+            await self.on_device(self.trainer.load_optimizer, path)
+
+    async def save(self) -> None:
+        """Keep error feedback, inner optimizer and backlog for the next start."""
+        if self.backlog.fresh.tokens:
+            await self.settle(await self.read_weights())
+        await self.replica.compute(self.feedback.save, self.folder / "feedback.safetensors")
+        await self.on_device(self.trainer.save_optimizer, self.folder / "optimizer.safetensors")
+        self.backlog.save(self.folder / "backlog.json")

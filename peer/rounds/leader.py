@@ -1,0 +1,391 @@
+"""The sequencer's shell: turns messages into events, and effects into leases, fetches and signed records.
+
+Any node that holds a `Replica` can run it; normally the coordinator does. Messages are checked here (size, signature,
+sense) before they become events; all decisions are `sequencer.tick`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from configs import RunSpec
+from peer.codecs import open_payload
+from peer.errors import CommonweightsError, Refused
+from peer.identity import Identity, PeerId
+from peer.log.chain import MAX_HEADER_BYTES, Entry, aggregate, contribution_fault
+from peer.log.replica import PAYLOAD_SECONDS, Replica
+from peer.messages import parse
+from peer.pulse import Pulse
+from peer.rounds import sequencer
+from peer.rounds.directory import ANNOUNCE_SECONDS, announce_head
+from peer.rounds.leases import LeaseBook
+from peer.rounds.ranges import Ranges, well_formed
+from peer.swarm import Swarm
+from protos import log_pb2, swarm_pb2
+from protos.signing import SignatureError, open_signed, sign
+
+logger = logging.getLogger(__name__)
+
+TICK_SECONDS = 0.1
+MAX_WATCH_SECONDS = 20.0
+MAX_LABEL_CHARACTERS = 60
+APPLY_SECONDS = 60.0  # how long a submission may wait for this node to have applied the head
+
+
+def rules_of(spec: RunSpec) -> sequencer.Rules:
+    return sequencer.Rules(
+        target_tokens=spec.round.target_tokens,
+        max_seconds=spec.round.max_seconds,
+        first_deadline_seconds=spec.timing.first_deadline_seconds,
+        deadline_mads=spec.timing.deadline_mads,
+        silence_seconds=spec.timing.silence_seconds,
+        lease_seconds=spec.timing.lease_seconds,
+        heartbeat_seconds=spec.timing.heartbeat_seconds,
+        sequence_tokens=spec.data.sequence_length,
+        batch_sequences=spec.train.batch_sequences,
+    )
+
+
+@dataclass
+class Guest:
+    """The newest presence of a peer, for people to look at. Nothing in it is trusted."""
+
+    presence: swarm_pb2.Presence
+    seen: float  # loop time
+
+
+@dataclass
+class Leader:
+    replica: Replica
+    swarm: Swarm
+    identity: Identity
+    paused: bool = False
+    on_event: Callable[[str], None] = lambda text: None  # one line for people
+    on_applied: Callable[[Entry], None] = lambda entry: None  # a record was published and applied here
+    guests: dict[PeerId, Guest] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        log = self.replica.log
+        loop_now = asyncio.get_running_loop().time()
+        spec = log.spec
+        resumed = log.head.round > 0
+        self.state = sequencer.Sequencer(
+            rules=rules_of(spec),
+            round=log.head.round + 1,
+            opened=loop_now,
+            leases=LeaseBook.resume(log.accounts.data_cursor, log.accounts.accepted),
+            leases_from=loop_now + (3 * spec.timing.heartbeat_seconds if resumed else 0),
+            paused=self.paused,
+        )
+        self.term = log.head.record.term
+        self.version = time.time_ns()  # of what `watch` answers; a restart is a change too
+        self._changed = Pulse()
+        self._applied = asyncio.Event()
+        self._headers: dict[bytes, log_pb2.Signed] = {}  # submitted to the open round, by signer
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._announce_at = 0.0  # monotonic seconds
+        self._failure: BaseException | None = None  # of a background task: it ends `run`
+
+    def serve(self) -> None:
+        self.swarm.serve("heartbeat", self._on_heartbeat, max_request_bytes=64 << 10)
+        self.swarm.serve("submit", self._on_submit, max_request_bytes=MAX_HEADER_BYTES + 1024)
+        self.swarm.serve("watch", self._on_watch, max_request_bytes=1024)
+
+    async def run(self) -> None:
+        """Lead until the run is finished or the task is cancelled; `serve` was called before."""
+        try:
+            self._applied.set()
+            self._finish_if_due()
+            while not self.replica.log.finished:
+                if self._failure is not None:
+                    raise self._failure
+                self._step(sequencer.Tick())
+                if time.monotonic() >= self._announce_at:
+                    self._announce()
+                await asyncio.sleep(TICK_SECONDS)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _announce(self) -> None:
+        """Leave in the DHT where the log ends and where its sequencer is."""
+        self._announce_at = time.monotonic() + ANNOUNCE_SECONDS
+        head = self.replica.log.head
+        pointer = swarm_pb2.HeadPointer(
+            term=self.term, round=head.round, hash=head.hash, addresses=self.swarm.addresses[:8]
+        )
+        self._spawn(announce_head(self.swarm, self.replica.log.run_id, pointer))
+
+    def pause(self, paused: bool) -> None:
+        self._step(sequencer.Pause(paused))
+        self._bump()
+
+    @property
+    def in_words(self) -> str:
+        if self.replica.log.finished:
+            return "finished"
+        return self.state.in_words(asyncio.get_running_loop().time())
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the whole swarm, as its peers report it."""
+        return sum(member.tokens_per_second for member in self.state.members.values())
+
+    # --- effects ----------------------------------------------------------------------------------------------------
+
+    def _step(self, event: sequencer.Event) -> list[sequencer.Effect]:
+        self.state, effects = sequencer.tick(self.state, event, asyncio.get_running_loop().time())
+        for effect in effects:
+            match effect:
+                case sequencer.Fetch(submission):
+                    self._spawn(self._check_payload(submission, self._headers[submission.peer]))
+                case sequencer.Closing(round_, deadline_seconds):
+                    logger.info("round %d is closing, deadline in %.1f s", round_, deadline_seconds)
+                    self._bump()
+                case sequencer.Publish():
+                    self._publish(effect)
+                case sequencer.Gone(peer):
+                    name = self.name_of(PeerId(peer))
+                    self.guests.pop(PeerId(peer), None)
+                    self.on_event(f"{name} is gone: not heard of for {self.state.rules.silence_seconds:.0f} s")
+        return effects
+
+    def _publish(self, effect: sequencer.Publish) -> None:
+        record = log_pb2.Record(
+            **self._record_fields(effect.round),
+            accepted=[
+                log_pb2.Accepted(contribution=self._headers[item.peer], norm=item.norm or 0.0)
+                for item in effect.accepted
+            ],
+            refused=[
+                log_pb2.Refused(peer=item.peer, payload_hash=item.payload_hash, tokens=item.tokens, reason=item.reason)
+                for item in effect.refused
+            ],
+            data_cursor=effect.data_cursor,
+            deadline_seconds=effect.deadline_seconds,
+        )
+        self._headers = {}
+        self._append(record)
+        for item in effect.refused:
+            self.on_event(
+                f"round {effect.round}: contribution of {self.name_of(PeerId(item.peer))} refused: {item.reason}"
+            )
+
+    def _record_fields(self, round_: int) -> dict[str, Any]:
+        log = self.replica.log
+        return {
+            "run_id": log.run_id,
+            "round": round_,
+            "term": self.term,
+            "previous_hash": log.head.hash,
+            "time_seconds": time.time(),
+            "base_digest": self.replica.digest,
+        }
+
+    def _append(self, record: log_pb2.Record) -> None:
+        assert self.replica.state.round == self.replica.log.head.round, "published from a state that is not the head's"
+        entry = self.replica.log.append(sign(record, self.identity.private_key))
+        self._applied.clear()
+        self._bump()
+        self._spawn(self._apply(entry))
+
+    async def _apply(self, entry: Entry) -> None:
+        await self.replica.catch_up()
+        self._applied.set()
+        self._bump()
+        self.on_applied(entry)
+        self._finish_if_due()
+
+    def _finish_if_due(self) -> None:
+        """Publish the final record when the run has all it was to have."""
+        log, run = self.replica.log, self.replica.log.spec.run
+        if log.finished or not self._applied.is_set():
+            return
+        if (run.rounds and log.head.round >= run.rounds) or (run.tokens and log.accounts.tokens >= run.tokens):
+            cursor = self.state.leases.cursor
+            self._append(log_pb2.Record(**self._record_fields(log.head.round + 1), data_cursor=cursor, final=True))
+            self.on_event("the run is finished")
+
+    async def _check_payload(self, submission: sequencer.Submission, header: log_pb2.Signed) -> None:
+        """Fetch a submitted payload and look inside, before anybody else has to."""
+        peer = PeerId(submission.peer)
+        contribution = open_signed(header, log_pb2.Contribution)
+        parameters = self.replica.log.origin.genesis.parameters
+        event: sequencer.Event
+        try:
+            await self.replica.exchange.fetch(
+                contribution.payload_hash, contribution.payload_bytes, [peer], deadline_seconds=PAYLOAD_SECONDS
+            )
+            norm = await asyncio.to_thread(self._norm, contribution, parameters)
+            event = sequencer.Checked(submission.peer, submission.payload_hash, norm=norm)
+        except CommonweightsError as error:
+            event = sequencer.Checked(submission.peer, submission.payload_hash, reason=str(error))
+            if self._headers.get(submission.peer) is header:
+                del self._headers[submission.peer]
+        self._step(event)
+        self._bump()
+
+    def _norm(self, contribution: log_pb2.Contribution, parameters: int) -> float:
+        """L2 norm of the decoded payload. Raises Refused when it is not a payload, or not what its header says."""
+        payload = open_payload(self.replica.blobs.read(contribution.payload_hash), parameters)
+        if payload.codec != contribution.codec:
+            raise Refused(f"the payload is encoded as {payload.codec}, its header says {contribution.codec}")
+        norm = aggregate.norm_of(payload)
+        if not math.isfinite(norm):
+            raise Refused("the payload holds values that are not finite")
+        return norm
+
+    # --- handlers ---------------------------------------------------------------------------------------------------
+
+    async def _on_heartbeat(self, sender: PeerId, body: bytes) -> bytes:
+        request = parse(body, swarm_pb2.HeartbeatRequest)
+        presence = request.presence
+        if reason := presence_fault(presence, self.replica.log.run_id):
+            raise Refused(reason)
+        now = asyncio.get_running_loop().time()
+        leaving = presence.phase == "leaving"
+        if sender not in self.guests and not leaving:
+            self.on_event(f"{presence.name or sender.short} joined")
+        if leaving:
+            self._step(sequencer.Left(sender.public_key))
+            if self.guests.pop(sender, None) is not None:
+                self.on_event(f"{presence.name or sender.short} left")
+            return swarm_pb2.HeartbeatReply().SerializeToString()
+        self.guests[sender] = Guest(presence, now)
+        effects = self._step(
+            sequencer.Heard(
+                peer=sender.public_key,
+                head_round=presence.head_round,
+                round_tokens=presence.tokens,
+                tokens_per_second=presence.tokens_per_second,
+                phase=presence.phase,
+                held=Ranges.from_protos(presence.held),
+                wanted_sequences=request.wanted_sequences,
+                accepted=self.replica.log.accounts.accepted,
+            )
+        )
+        (leased,) = (effect for effect in effects if isinstance(effect, sequencer.Leased))
+        return swarm_pb2.HeartbeatReply(
+            leased=leased.positions.to_protos(),
+            revoked=leased.revoked.to_protos(),
+            lease_seconds=self.state.rules.lease_seconds,
+        ).SerializeToString()
+
+    async def _on_submit(self, sender: PeerId, body: bytes) -> bytes:
+        signed = parse(body, swarm_pb2.SubmitRequest).contribution
+        try:
+            contribution = open_signed(signed, log_pb2.Contribution)
+        except SignatureError as error:
+            raise Refused(str(error)) from None
+        if signed.signer != sender.public_key:
+            raise Refused("a contribution is submitted by the peer that signed it")
+        log = self.replica.log
+        if contribution.run_id == log.run_id and 0 < contribution.round <= log.head.round:
+            return swarm_pb2.SubmitReply(fetched=True).SerializeToString()  # too late to say: the record tells
+        known = self.state.submissions.get(sender.public_key)
+        if known is not None and known.payload_hash == contribution.payload_hash:
+            return swarm_pb2.SubmitReply(fetched=known.norm is not None).SerializeToString()
+        try:
+            async with asyncio.timeout(APPLY_SECONDS):
+                await self._applied.wait()
+        except TimeoutError:
+            raise Refused("the sequencer is still applying the last round; try again") from None
+        if reason := contribution_fault(contribution, log):
+            raise Refused(reason)
+        if contribution.base_digest != self.replica.digest:
+            raise Refused(
+                f"it starts from state {contribution.base_digest.hex()[:16]}, "
+                f"the swarm's after round {log.head.round} is {self.replica.digest.hex()[:16]}: load the state again"
+            )
+        submission = sequencer.Submission(
+            sender.public_key, contribution.payload_hash, contribution.tokens, Ranges.from_protos(contribution.consumed)
+        )
+        self._headers.setdefault(sender.public_key, signed)
+        effects = self._step(sequencer.Offered(submission))
+        for effect in effects:
+            if isinstance(effect, sequencer.Refuse):
+                if sender.public_key not in self.state.submissions:
+                    self._headers.pop(sender.public_key, None)
+                return swarm_pb2.SubmitReply(refusal=effect.reason).SerializeToString()
+        return swarm_pb2.SubmitReply().SerializeToString()
+
+    async def _on_watch(self, sender: PeerId, body: bytes) -> bytes:
+        request = parse(body, swarm_pb2.WatchRequest)
+        if request.run_id != self.replica.log.run_id:
+            raise Refused("this node sequences another run")
+        if request.version == self.version and request.wait_seconds > 0:
+            await self._changed.wait(min(request.wait_seconds, MAX_WATCH_SECONDS))
+        return self.view().SerializeToString()
+
+    def view(self) -> swarm_pb2.WatchReply:
+        """What every follower should know now."""
+        state, log = self.state, self.replica.log
+        now = asyncio.get_running_loop().time()
+        applied = self.replica.state.round == log.head.round
+        snapshots = self.replica.snapshots.rounds()
+        return swarm_pb2.WatchReply(
+            version=self.version,
+            term=self.term,
+            head_round=log.head.round,
+            head_hash=log.head.hash,
+            head_digest=self.replica.digest if applied else b"",
+            closing=state.closing is not None,
+            closes_in_seconds=max(0.0, state.deadline - now) if state.closing is not None else 0.0,
+            announced=[
+                swarm_pb2.Announcement(
+                    payload_hash=item.payload_hash,
+                    payload_bytes=open_signed(self._headers[peer], log_pb2.Contribution).payload_bytes,
+                    peer=peer,
+                )
+                for peer, item in state.submissions.items()
+                if item.norm is not None
+            ],
+            sources=[peer.public_key for peer, guest in self.guests.items() if guest.presence.can_serve],
+            snapshot_round=snapshots[-1] if snapshots else 0,
+            state_words=self.in_words,
+            paused=state.paused,
+            finished=log.finished,
+            round_tokens=state.round_tokens,
+            tokens_per_second=self.tokens_per_second,
+            peers=len(state.members),
+        )
+
+    def name_of(self, peer: PeerId) -> str:
+        guest = self.guests.get(peer)
+        return guest.presence.name if guest and guest.presence.name else peer.short
+
+    def _bump(self) -> None:
+        self.version += 1
+        self._changed.beat()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._failure = task.exception()
+
+
+def presence_fault(presence: swarm_pb2.Presence, run_id: bytes) -> str:
+    """Why a presence from outside makes no sense; empty when it does."""
+    if presence.run_id != run_id:
+        return "this node sequences another run; check the ticket"
+    numbers = (presence.loss, presence.tokens_per_second)
+    if not all(math.isfinite(value) for value in numbers) or presence.tokens_per_second < 0:
+        return "a figure of the heartbeat is not a finite number"
+    labels = (presence.name, presence.team, presence.phase, presence.hardware)
+    if any(len(label) > MAX_LABEL_CHARACTERS or not label.isprintable() for label in labels):
+        return f"names have at most {MAX_LABEL_CHARACTERS} printable characters"
+    if len(presence.addresses) > 32 or not well_formed(presence.held):
+        return "the heartbeat lists too many addresses, or ranges that are not sorted and disjoint"
+    return ""

@@ -1,0 +1,119 @@
+"""Who may train on which positions of the data order: leases, as an immutable book.
+
+Positions are given out in order, first those that came back, then new ones from the cursor. A lease ends when its
+positions are accepted, when it expires or when its holder leaves. Nothing here knows a clock: `now` is passed in, in
+seconds of any monotonic origin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from peer.rounds.ranges import Ranges
+
+
+@dataclass(frozen=True)
+class Lease:
+    positions: Ranges
+    expires: float  # seconds
+    granted: float  # seconds; when positions were last added
+
+
+@dataclass(frozen=True)
+class LeaseBook:
+    cursor: int = 0  # no position at or above was ever leased
+    returned: Ranges = Ranges()  # below the cursor, neither leased nor accepted
+    held: Mapping[bytes, Lease] = field(default_factory=dict)  # by public key
+
+    @classmethod
+    def resume(cls, cursor: int, accepted: Ranges) -> LeaseBook:
+        """The book after a restart, from the log alone: what was leased and never accepted counts as returned, until
+        its holder presents it (`present`)."""
+        return cls(cursor=cursor, returned=Ranges.of([(0, cursor)]) - accepted)
+
+    def positions(self, peer: bytes) -> Ranges:
+        lease = self.held.get(peer)
+        return lease.positions if lease else Ranges()
+
+    def grant(self, peer: bytes, count: int, now: float, lease_seconds: float) -> tuple[LeaseBook, Ranges]:
+        """Lease `count` more positions to `peer` and renew what it has; returns the newly leased ones."""
+        if count <= 0:
+            return self.renew(peer, now, lease_seconds), Ranges()
+        again = self.returned.first(count)
+        new = Ranges.of([(self.cursor, self.cursor + count - len(again))])
+        granted = again | new
+        lease = Lease(self.positions(peer) | granted, now + lease_seconds, now)
+        book = replace(
+            self,
+            cursor=max(self.cursor, new.stop),
+            returned=self.returned - again,
+            held={**self.held, peer: lease},
+        )
+        return book, granted
+
+    def renew(self, peer: bytes, now: float, lease_seconds: float) -> LeaseBook:
+        lease = self.held.get(peer)
+        if lease is None:
+            return self
+        return replace(self, held={**self.held, peer: replace(lease, expires=now + lease_seconds)})
+
+    def refusal(self, peer: bytes, positions: Ranges) -> str:
+        """Why `peer` may not contribute `positions`; empty when it may."""
+        strange = positions - self.positions(peer)
+        if not strange:
+            return ""
+        start, stop = strange.pairs[0]
+        return f"positions {start} to {stop - 1} are not leased to this peer (the lease expired, or was never given)"
+
+    def accept(self, peer: bytes, positions: Ranges) -> LeaseBook:
+        """`positions` are in the log now: nobody holds them and nobody gets them again."""
+        held = self._without(peer, positions)
+        return replace(self, returned=self.returned - positions, held=held, cursor=max(self.cursor, positions.stop))
+
+    def release(self, peer: bytes, positions: Ranges | None = None) -> LeaseBook:
+        """`peer` gives back `positions`, or everything it holds."""
+        back = self.positions(peer) if positions is None else positions & self.positions(peer)
+        return replace(self, returned=self.returned | back, held=self._without(peer, back))
+
+    def expire(self, now: float) -> tuple[LeaseBook, list[bytes]]:
+        """Take back every lease whose time is over; returns whose they were."""
+        late = [peer for peer, lease in self.held.items() if lease.expires <= now]
+        book = self
+        for peer in late:
+            book = book.release(peer)
+        return book, late
+
+    def present(
+        self, peer: bytes, claimed: Ranges, accepted: Ranges, now: float, lease_seconds: float, grace_seconds: float
+    ) -> tuple[LeaseBook, Ranges]:
+        """Bring the book and what `peer` says it holds into line; returns what the peer must drop.
+
+        Positions that it claims and nobody else holds become its own again (the sequencer was restarted, or the lease
+        had expired unnoticed). Positions that it was granted more than `grace_seconds` ago and does not claim come
+        back: the answer that carried them was lost.
+        """
+        own = self.positions(peer)
+        others = Ranges.of(pair for other, lease in self.held.items() if other != peer for pair in lease.positions)
+        adopted = claimed - own - others - accepted
+        book = self
+        if adopted:
+            gap = Ranges.of([(self.cursor, adopted.stop)]) - adopted  # skipped over: somebody may still present them
+            lease = Lease(own | adopted, now + lease_seconds, self.held[peer].granted if peer in self.held else now)
+            book = replace(
+                self,
+                cursor=max(self.cursor, adopted.stop),
+                returned=(self.returned | gap) - adopted,
+                held={**self.held, peer: lease},
+            )
+        current = book.held.get(peer)
+        if current and now - current.granted > grace_seconds:
+            book = book.release(peer, current.positions - claimed)
+        return book, claimed & (others | accepted)
+
+    def _without(self, peer: bytes, positions: Ranges) -> dict[bytes, Lease]:
+        held = dict(self.held)
+        lease = held.pop(peer, None)
+        if lease is not None and (left := lease.positions - positions):
+            held[peer] = replace(lease, positions=left)
+        return held

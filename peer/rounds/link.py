@@ -1,0 +1,135 @@
+"""A peer's line to the sequencer: watch, heartbeat, submit. Reconnects by itself, never raises for a lost line.
+
+`Link.view` is always the newest answer. Every call has a deadline; between failures it waits longer and longer, up to
+`MAX_PAUSE_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from peer.errors import CommonweightsError, Refused, UnreachableError
+from peer.identity import PeerId
+from peer.messages import parse
+from peer.pulse import Pulse
+from peer.rounds import directory
+from peer.swarm import Swarm
+from protos import log_pb2, swarm_pb2
+
+logger = logging.getLogger(__name__)
+
+CALL_SECONDS = 10.0
+WATCH_SECONDS = 15.0
+FIRST_PAUSE_SECONDS = 0.5
+MAX_PAUSE_SECONDS = 15.0
+
+
+class Link:
+    """The sequencer, as one peer sees it."""
+
+    def __init__(
+        self,
+        swarm: Swarm,
+        run_id: bytes,
+        sequencer: PeerId,
+        addresses: list[str],
+        changed: Pulse,
+        on_event: Callable[[str], None],
+    ) -> None:
+        self.swarm = swarm
+        self.run_id = run_id
+        self.sequencer = sequencer
+        self.addresses = addresses
+        self.on_event = on_event
+        self.view = swarm_pb2.WatchReply()
+        self.reachable = True
+        self.changed = changed  # beats with every new view
+
+    async def connect(self, timeout_seconds: float = 20.0) -> None:
+        """First contact.
+
+        Raises:
+            UnreachableError: nobody answers at these addresses.
+            Refused: somebody does, but it sequences another run.
+        """
+        await self.swarm.connect(self.sequencer, self.addresses, timeout_seconds=timeout_seconds)
+        self._take(await self._watch(wait_seconds=0))
+
+    async def follow(self) -> None:
+        """Keep the view fresh until cancelled."""
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                self._take(await self._watch(WATCH_SECONDS))
+                pause = FIRST_PAUSE_SECONDS
+                if not self.reachable:
+                    self.reachable = True
+                    self.on_event("the coordinator answers again")
+            except CommonweightsError as error:
+                if self.reachable:
+                    self.reachable = False
+                    self.on_event(f"the coordinator does not answer; trying again and again ({error})")
+                    self.changed.beat()
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, MAX_PAUSE_SECONDS)
+                await self._reconnect()
+
+    async def heartbeat(self, presence: swarm_pb2.Presence, wanted_sequences: int) -> swarm_pb2.HeartbeatReply | None:
+        """Report, and get leases; None when the sequencer could not be reached or would not listen."""
+        request = swarm_pb2.HeartbeatRequest(presence=presence, wanted_sequences=wanted_sequences)
+        try:
+            reply = await self.swarm.call(
+                self.sequencer, "heartbeat", request.SerializeToString(), timeout_seconds=CALL_SECONDS
+            )
+            return parse(reply, swarm_pb2.HeartbeatReply)
+        except Refused as error:
+            self.on_event(f"heartbeat refused: {error}")
+        except UnreachableError as error:
+            logger.debug("heartbeat: %s", error)
+        return None
+
+    async def submit(self, contribution: log_pb2.Signed) -> swarm_pb2.SubmitReply:
+        """Hand a contribution's header in; the sequencer then fetches the payload. May be repeated.
+
+        Raises:
+            UnreachableError: no answer.
+            Refused: with the reason.
+        """
+        request = swarm_pb2.SubmitRequest(contribution=contribution)
+        reply = parse(
+            await self.swarm.call(
+                self.sequencer, "submit", request.SerializeToString(), timeout_seconds=2 * CALL_SECONDS
+            ),
+            swarm_pb2.SubmitReply,
+        )
+        if reply.refusal:
+            raise Refused(reply.refusal)
+        return reply
+
+    @property
+    def sources(self) -> list[PeerId]:
+        """Who serves blobs: the sequencer first, then peers that can be dialled."""
+        others = [PeerId(key) for key in self.view.sources if len(key) == 32]
+        return [peer for peer in dict.fromkeys([self.sequencer, *others]) if peer != self.swarm.peer_id]
+
+    async def _watch(self, wait_seconds: float) -> swarm_pb2.WatchReply:
+        request = swarm_pb2.WatchRequest(run_id=self.run_id, version=self.view.version, wait_seconds=wait_seconds)
+        reply = await self.swarm.call(
+            self.sequencer, "watch", request.SerializeToString(), timeout_seconds=wait_seconds + CALL_SECONDS
+        )
+        return parse(reply, swarm_pb2.WatchReply)
+
+    async def _reconnect(self) -> None:
+        try:
+            pointer = await directory.head(self.swarm, self.run_id, self.sequencer)
+            if pointer is not None and pointer.addresses:  # it may have moved since the ticket was written
+                self.addresses = list(dict.fromkeys([*pointer.addresses[:8], *self.addresses]))[:16]
+            await self.swarm.connect(self.sequencer, self.addresses, timeout_seconds=CALL_SECONDS)
+        except CommonweightsError as error:
+            logger.debug("reconnect: %s", error)
+
+    def _take(self, view: swarm_pb2.WatchReply) -> None:
+        self.view = view
+        self.changed.beat()

@@ -1,0 +1,385 @@
+"""The sequencer: who decides when a round closes and what goes into its record. A pure state machine.
+
+    tick(state, event, now) -> (state, effects)
+
+No clock, socket, signature or tensor in here: `now` is seconds of any monotonic origin, events are facts that the shell
+(`leader.py`) has checked, effects are what the shell must do. One round, as this file sees it:
+
+    open --(tokens >= target, or max_seconds)--> closing --(all expected submitted, or deadline)--> published --> open
+       \\----------------(every peer that trains has submitted)------------------------------------/
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from peer.rounds.leases import LeaseBook
+from peer.rounds.ranges import Ranges
+
+RESPONSES_KEPT = 64  # how many times from close to submission the adaptive deadline looks back on
+UNMEASURED_BATCHES = 4  # a peer whose speed is not known yet is leased at most so many batches
+TRAINING = "training"
+BYSTANDING = frozenset({"syncing", "leaving", "paused"})  # phases of peers that will not contribute to the open round
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the run spec says about rounds."""
+
+    target_tokens: int
+    max_seconds: float
+    first_deadline_seconds: float
+    deadline_mads: float
+    silence_seconds: float
+    lease_seconds: float
+    heartbeat_seconds: float
+    sequence_tokens: int
+    batch_sequences: int
+
+
+# --- events -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A heartbeat: where the peer is and what it did in the open round."""
+
+    peer: bytes
+    head_round: int
+    round_tokens: int  # trained on and not yet merged
+    tokens_per_second: float
+    phase: str
+    held: Ranges
+    wanted_sequences: int
+    accepted: Ranges  # positions that are in the log, for checking what it claims to hold
+
+
+@dataclass(frozen=True)
+class Left:
+    peer: bytes
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A contribution whose header is in order. `norm` is known once its payload was fetched and checked."""
+
+    peer: bytes
+    payload_hash: bytes
+    tokens: int
+    consumed: Ranges
+    norm: float | None = None
+
+
+@dataclass(frozen=True)
+class Offered:
+    submission: Submission
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The payload was fetched and decodes; or `reason` says why not."""
+
+    peer: bytes
+    payload_hash: bytes
+    norm: float = 0.0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Nothing happened but time."""
+
+
+@dataclass(frozen=True)
+class Pause:
+    paused: bool
+
+
+Event = Heard | Left | Offered | Checked | Tick | Pause
+
+
+# --- effects ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Leased:
+    peer: bytes
+    positions: Ranges
+    revoked: Ranges
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Get the payload of this submission and answer with `Checked`."""
+
+    submission: Submission
+
+
+@dataclass(frozen=True)
+class Refuse:
+    peer: bytes
+    reason: str
+
+
+@dataclass(frozen=True)
+class Closing:
+    round: int
+    deadline_seconds: float
+
+
+@dataclass(frozen=True)
+class Refusal:
+    peer: bytes
+    payload_hash: bytes
+    tokens: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Publish:
+    round: int
+    accepted: tuple[Submission, ...]  # in order of public key
+    refused: tuple[Refusal, ...]
+    data_cursor: int
+    deadline_seconds: float
+
+
+@dataclass(frozen=True)
+class Gone:
+    """Not heard of for too long."""
+
+    peer: bytes
+
+
+Effect = Leased | Fetch | Refuse | Closing | Publish | Gone
+
+
+# --- state ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Member:
+    """A live peer, as its last heartbeat told."""
+
+    seen: float
+    head_round: int = 0
+    round_tokens: int = 0
+    tokens_per_second: float = 0.0
+    phase: str = ""
+
+
+@dataclass(frozen=True)
+class Sequencer:
+    rules: Rules
+    round: int  # the open round
+    opened: float
+    leases: LeaseBook
+    leases_from: float = 0.0  # none is given before: after a restart, peers first present what they hold
+    members: Mapping[bytes, Member] = field(default_factory=dict)
+    submissions: Mapping[bytes, Submission] = field(default_factory=dict)
+    refusals: tuple[Refusal, ...] = ()
+    closing: float | None = None  # since when
+    deadline: float = 0.0  # when a closing round is published with what is there
+    responses: tuple[float, ...] = ()  # seconds from close to checked submission, newest last
+    paused: bool = False
+
+    @property
+    def round_tokens(self) -> int:
+        """Tokens trained on in the open round: submitted ones, and what the others report."""
+        submitted = sum(item.tokens for item in self.submissions.values())
+        return submitted + sum(
+            member.round_tokens
+            for peer, member in self.members.items()
+            if peer not in self.submissions and member.head_round >= self.round - 1  # else it may report merged work
+        )
+
+    @property
+    def deadline_seconds(self) -> float:
+        """How long a closing round waits: median + k * MAD of recent responses, never less than two heartbeats.
+
+        One fixed time-out is wrong both ways: too short for slow links, too long for dead peers.
+        """
+        if len(self.responses) < 4:
+            return self.rules.first_deadline_seconds
+        median = statistics.median(self.responses)
+        mad = statistics.median(abs(value - median) for value in self.responses)
+        adaptive = median + self.rules.deadline_mads * max(mad, 0.1 * median)
+        return max(adaptive, 2 * self.rules.heartbeat_seconds)
+
+    def in_words(self, now: float) -> str:
+        """What the round is waiting for, for people."""
+        expected = len(self.submissions) + len(self._missing())
+        if self.paused:
+            return "paused by the organiser"
+        if not self.members:
+            return "waiting for peers"
+        if self.closing is not None:
+            left = max(0.0, self.deadline - now)
+            return f"{len(self._ready())} of {expected} peers submitted; publishing in {left:.0f} s at the latest"
+        if self.submissions:
+            return f"{len(self._ready())} of {expected} peers submitted"
+        return f"training, {self.round_tokens:,} of {self.rules.target_tokens:,} tokens"
+
+    def _ready(self) -> list[Submission]:
+        return [item for item in self.submissions.values() if item.norm is not None]
+
+    def _missing(self) -> list[bytes]:
+        """Live peers whose submission is still expected.
+
+        Before the close that is everybody who takes part, also who is just applying the last record; after it, only
+        those that have something to submit: a slow peer in the middle of its first step keeps its work for the next
+        round.
+        """
+        absent = [(peer, member) for peer, member in self.members.items() if peer not in self.submissions]
+        if self.closing is None:
+            return [
+                peer
+                for peer, member in absent
+                if member.phase not in BYSTANDING and member.head_round >= self.round - 2
+            ]
+        return [peer for peer, member in absent if member.round_tokens > 0 and member.head_round >= self.round - 1]
+
+
+def tick(state: Sequencer, event: Event, now: float) -> tuple[Sequencer, list[Effect]]:
+    """Take in one fact and say what to do about it."""
+    effects: list[Effect] = []
+    match event:
+        case Heard():
+            state = _heard(state, event, now, effects)
+        case Left(peer):
+            members = {key: member for key, member in state.members.items() if key != peer}
+            kept = state.leases if peer in state.submissions else state.leases.release(peer)
+            state = replace(state, members=members, leases=kept)
+        case Offered(submission):
+            state = _offered(state, submission, effects)
+        case Checked():
+            state = _checked(state, event, now)
+        case Pause(paused):
+            state = replace(state, paused=paused, opened=now)
+        case Tick():
+            state = _expire(state, now, effects)
+    return _advance(state, now, effects), effects
+
+
+def _heard(state: Sequencer, event: Heard, now: float, effects: list[Effect]) -> Sequencer:
+    rules = state.rules
+    book, revoked = state.leases.present(
+        event.peer, event.held, event.accepted, now, rules.lease_seconds, grace_seconds=5 * rules.heartbeat_seconds
+    )
+    wanted = (
+        0 if state.paused or now < state.leases_from else min(event.wanted_sequences, _fair_share(rules, event, book))
+    )
+    book, granted = book.grant(event.peer, wanted, now, rules.lease_seconds)
+    effects.append(Leased(event.peer, granted, revoked))
+    # A claim of more than it holds leases for (or, on its own data, more than a round) must not close the round.
+    believable = len(book.positions(event.peer)) * rules.sequence_tokens or rules.target_tokens
+    tokens = min(event.round_tokens, believable)
+    member = Member(now, event.head_round, tokens, event.tokens_per_second, event.phase)
+    return replace(state, leases=book, members={**state.members, event.peer: member})
+
+
+def _fair_share(rules: Rules, event: Heard, book: LeaseBook) -> int:
+    """How many more sequences a peer may be leased: no more than it can train on before its lease ends."""
+    by_speed = int(event.tokens_per_second * rules.lease_seconds / rules.sequence_tokens)
+    most = max(by_speed, UNMEASURED_BATCHES * rules.batch_sequences)
+    return max(0, most - len(book.positions(event.peer)))
+
+
+def _offered(state: Sequencer, submission: Submission, effects: list[Effect]) -> Sequencer:
+    peer = submission.peer
+    known = state.submissions.get(peer)
+    if known is not None:
+        if known.payload_hash != submission.payload_hash:
+            effects.append(Refuse(peer, f"there is another contribution of this peer to round {state.round} already"))
+        return state
+    if before := [item for item in state.refusals if item.payload_hash == submission.payload_hash]:
+        effects.append(Refuse(peer, before[0].reason))
+        return state
+    if reason := state.leases.refusal(peer, submission.consumed):
+        effects.append(Refuse(peer, reason))
+        return _refuse(state, submission, reason)
+    effects.append(Fetch(submission))
+    return replace(state, submissions={**state.submissions, peer: replace(submission, norm=None)})
+
+
+def _checked(state: Sequencer, event: Checked, now: float) -> Sequencer:
+    submission = state.submissions.get(event.peer)
+    if submission is None or submission.payload_hash != event.payload_hash:
+        return state  # of a round that is over
+    if event.reason:
+        rest = {peer: item for peer, item in state.submissions.items() if peer != event.peer}
+        return _refuse(replace(state, submissions=rest), submission, event.reason)
+    responses = state.responses
+    if state.closing is not None:
+        responses = (*responses, now - state.closing)[-RESPONSES_KEPT:]
+    checked = replace(submission, norm=event.norm)
+    return replace(state, submissions={**state.submissions, event.peer: checked}, responses=responses)
+
+
+def _refuse(state: Sequencer, submission: Submission, reason: str) -> Sequencer:
+    refusal = Refusal(submission.peer, submission.payload_hash, submission.tokens, reason)
+    others = tuple(item for item in state.refusals if item.peer != submission.peer)
+    return replace(state, refusals=(*others, refusal))
+
+
+def _expire(state: Sequencer, now: float, effects: list[Effect]) -> Sequencer:
+    """Forget silent peers and take back old leases."""
+    book, _ = state.leases.expire(now)
+    silent = [peer for peer, member in state.members.items() if now - member.seen > state.rules.silence_seconds]
+    for peer in silent:
+        effects.append(Gone(peer))
+        if peer not in state.submissions:
+            book = book.release(peer)
+    members = {peer: member for peer, member in state.members.items() if peer not in silent}
+    return replace(state, leases=book, members=members)
+
+
+def _advance(state: Sequencer, now: float, effects: list[Effect]) -> Sequencer:
+    """Close or publish the open round if it is time."""
+    ready, missing = state._ready(), state._missing()
+    complete = bool(ready) and not missing and len(ready) == len(state.submissions)
+    if complete:
+        return _publish(state, now, effects)
+    if state.closing is None:
+        full = state.round_tokens >= state.rules.target_tokens
+        old = now - state.opened >= state.rules.max_seconds and state.round_tokens > 0
+        if (full or old) and not state.paused:
+            wait = state.deadline_seconds
+            effects.append(Closing(state.round, wait))
+            state = replace(state, closing=now, deadline=now + wait)
+            return _advance(state, now, effects)  # those it still waited for may not be expected any more
+        return state
+    if now >= state.deadline:
+        if ready:
+            return _publish(state, now, effects)
+        # Nobody made it: an empty record would only cost everybody a round trip. Wait again.
+        return replace(state, deadline=now + state.deadline_seconds)
+    return state
+
+
+def _publish(state: Sequencer, now: float, effects: list[Effect]) -> Sequencer:
+    ready = sorted(state._ready(), key=lambda item: item.peer)
+    late = [item for item in state.submissions.values() if item.norm is None]
+    refusals = state.refusals + tuple(
+        Refusal(item.peer, item.payload_hash, item.tokens, "its payload had not arrived at the deadline")
+        for item in late
+    )
+    book = state.leases
+    for item in ready:
+        book = book.accept(item.peer, item.consumed)
+    next_state = replace(
+        state,
+        round=state.round + 1,
+        opened=now,
+        leases=book,
+        submissions={},
+        refusals=(),
+        closing=None,
+        deadline=0.0,
+        # What was reported belongs to the round that is over: it counts again when a peer on the new head says so.
+        members={peer: replace(member, round_tokens=0) for peer, member in state.members.items()},
+    )
+    effects.append(Publish(state.round, tuple(ready), refusals, book.cursor, next_state.deadline_seconds))
+    return next_state

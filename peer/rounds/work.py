@@ -1,0 +1,149 @@
+"""What a peer has trained on and not yet seen merged: the bookkeeping beside the error-feedback buffer."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from peer.rounds.ranges import Ranges
+
+
+@dataclass(frozen=True)
+class Work:
+    """Some inner steps: which positions, how many tokens, at what loss."""
+
+    positions: Ranges = Ranges()  # empty for private data
+    tokens: int = 0
+    inner_steps: int = 0
+    loss_sum: float = 0.0  # nats, summed over `tokens`
+    train_seconds: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.positions | other.positions,
+            self.tokens + other.tokens,
+            self.inner_steps + other.inner_steps,
+            self.loss_sum + other.loss_sum,
+            self.train_seconds + other.train_seconds,
+        )
+
+    @property
+    def mean_loss(self) -> float:
+        """Nats per token."""
+        return self.loss_sum / self.tokens if self.tokens else 0.0
+
+    def without(self, positions: Ranges, sequence_tokens: int) -> Work:
+        """Give up the claim to `positions` (the lease was lost); what was learnt from them stays in the weights."""
+        lost = self.positions & positions
+        if not lost:
+            return self
+        tokens = self.tokens - len(lost) * sequence_tokens
+        return replace(self, positions=self.positions - lost, tokens=tokens, loss_sum=self.mean_loss * tokens)
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A contribution that waits for its record. Its payload lies in the blob store until then."""
+
+    round: int
+    payload_hash: bytes
+    header: bytes  # the signed contribution, to hand it in again after a restart
+    work: Work
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """All of a peer's work that is not in the log yet."""
+
+    fresh: Work = field(default_factory=Work)  # only in the local weights so far
+    settled: Work = field(default_factory=Work)  # in the error-feedback buffer
+    submitted: Submitted | None = None
+
+    @property
+    def unsent(self) -> Work:
+        return self.settled + self.fresh
+
+    @property
+    def tokens(self) -> int:
+        return self.unsent.tokens + (self.submitted.work.tokens if self.submitted else 0)
+
+    @property
+    def positions(self) -> Ranges:
+        return self.unsent.positions | (self.submitted.work.positions if self.submitted else Ranges())
+
+    def train(self, step: Work) -> Backlog:
+        return replace(self, fresh=self.fresh + step)
+
+    def settle(self) -> Backlog:
+        return replace(self, fresh=Work(), settled=self.unsent)
+
+    def dropped(self) -> Backlog:
+        """Settled work that turned out to be worthless."""
+        return replace(self, settled=Work())
+
+    def hand_in(self, round_: int, payload_hash: bytes, header: bytes) -> Backlog:
+        assert self.submitted is None, "one contribution at a time"
+        return replace(self, settled=Work(), submitted=Submitted(round_, payload_hash, header, self.settled))
+
+    def merged(self) -> Backlog:
+        return replace(self, submitted=None)
+
+    def returned(self) -> Backlog:
+        """The submitted contribution was not merged: its work counts with the next one."""
+        assert self.submitted is not None
+        return replace(self, settled=self.submitted.work + self.settled, submitted=None)
+
+    def without(self, positions: Ranges, sequence_tokens: int) -> Backlog:
+        return replace(
+            self,
+            fresh=self.fresh.without(positions, sequence_tokens),
+            settled=self.settled.without(positions, sequence_tokens),
+        )
+
+    def save(self, path: Path) -> None:
+        """Keep it for the next start (the caller has settled, so `fresh` is empty)."""
+        assert not self.fresh.tokens, "settle first"
+        submitted = self.submitted
+        value = {
+            "settled": _plain(self.settled),
+            "submitted": submitted
+            and {
+                "round": submitted.round,
+                "payload_hash": submitted.payload_hash.hex(),
+                "header": submitted.header.hex(),
+                "work": _plain(submitted.work),
+            },
+        }
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(value))
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Backlog:
+        """What `save` kept; nothing if there is no such file or it is damaged (then only that work is lost)."""
+        try:
+            value = json.loads(path.read_text())
+            submitted = value["submitted"]
+            return cls(
+                settled=_work(value["settled"]),
+                submitted=submitted
+                and Submitted(
+                    submitted["round"],
+                    bytes.fromhex(submitted["payload_hash"]),
+                    bytes.fromhex(submitted["header"]),
+                    _work(submitted["work"]),
+                ),
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return cls()
+
+
+def _plain(work: Work) -> dict[str, object]:
+    return {**asdict(work), "positions": list(work.positions)}
+
+
+def _work(value: dict[str, Any]) -> Work:
+    return Work(**{**value, "positions": Ranges.of((start, stop) for start, stop in value["positions"])})
