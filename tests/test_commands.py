@@ -246,7 +246,7 @@ def test_a_full_disk_is_said_in_one_line(tmp_path: Path) -> None:
 
 
 def test_a_killed_coordinator_comes_back_and_its_peers_go_on(tmp_path: Path) -> None:
-    """SIGKILL of serve in mid-run; the same command leads the log on, and the peer that never left contributes to it."""
+    """SIGKILL of serve in mid-run; the same command leads the log on, and the peer that stayed contributes to it."""
     config = tiny_config(tmp_path, rounds=0)
     ports = ("--grpc-port", free_port(), "--swarm-port", free_port())
     serve = ("serve", config, "--dir", tmp_path / "run", "--host", "127.0.0.1", *ports)

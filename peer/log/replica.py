@@ -21,7 +21,8 @@ from peer.errors import CommonweightsError, Refused, UnreachableError, Verificat
 from peer.exchange.blobs import BlobStore
 from peer.exchange.exchange import Exchange
 from peer.identity import PeerId
-from peer.log.chain import MAX_RECORD_BYTES, Entry, Log, aggregate
+from peer.log import aggregate
+from peer.log.chain import MAX_RECORD_BYTES, Entry, Log
 from peer.log.snapshots import Snapshots, digest_after, fault
 from peer.log.state import State
 from peer.messages import parse

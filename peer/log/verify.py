@@ -14,7 +14,8 @@ from peer.codecs import open_payload
 from peer.errors import CommonweightsError, VerificationError
 from peer.exchange.blobs import BlobStore
 from peer.identity import PeerId
-from peer.log.chain import Entry, Log, aggregate
+from peer.log import aggregate
+from peer.log.chain import Entry, Log
 from peer.log.replica import apply_entry
 from peer.log.snapshots import Snapshots, fault
 from peer.log.state import State

@@ -18,7 +18,8 @@ from configs import RunSpec
 from peer.codecs import open_payload
 from peer.errors import CommonweightsError, Refused
 from peer.identity import Identity, PeerId
-from peer.log.chain import MAX_HEADER_BYTES, Entry, aggregate, contribution_fault
+from peer.log import aggregate
+from peer.log.chain import MAX_HEADER_BYTES, Entry, contribution_fault
 from peer.log.replica import PAYLOAD_SECONDS, Replica
 from peer.messages import parse
 from peer.pulse import Pulse
