@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 import peer.exchange.download
 import peer.exchange.exchange
 from peer.errors import CommonweightsError, Refused, UnreachableError
+from peer.exchange import ratelimit
 from peer.exchange.blobs import SEGMENT_BYTES, BlobStore
-from peer.exchange.exchange import Exchange, ratelimit
+from peer.exchange.exchange import Exchange
 from peer.exchange.ratelimit import RateLimiter, full, spend
 from peer.identity import Identity, PeerId
 from peer.swarm import HivemindSwarm
