@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from peer.commands import errors_in_one_line, print_json, set_up_logging
+from peer.commands import INTERRUPTED, as_a_command, print_json, set_up_logging
 
 if TYPE_CHECKING:
     from configs import RunSpec
@@ -54,7 +54,7 @@ def demo(
         from coordinator.demo import demo as run_demo
         from coordinator.demo import result_json
         from coordinator.views import summary_of, swarm_view
-        from peer.runner import INTERRUPTED, run
+        from peer.runner import run
 
         def show(coordinator: Coordinator) -> None:
             console.show(swarm_view(coordinator))
@@ -110,7 +110,7 @@ def serve(
         from coordinator.lead import lead
         from coordinator.serve import ServeOptions
         from coordinator.views import swarm_view
-        from peer.runner import INTERRUPTED, run
+        from peer.runner import run
 
         options = ServeOptions(folder, host, grpc_port, swarm_port)
         status = run(
@@ -148,7 +148,7 @@ def ledger(
 
 
 def main() -> None:
-    with errors_in_one_line():
+    with as_a_command():
         app()
 
 

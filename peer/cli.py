@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from peer.commands import errors_in_one_line, print_json, set_up_logging
+from peer.commands import INTERRUPTED, as_a_command, print_json, set_up_logging
 
 app = typer.Typer(
     help="Take part in a run: join it with a ticket, look at it, check its log.",
@@ -56,7 +56,7 @@ def join(
         console.event(f"joining run {parsed.run_id.hex()[:16]}; loading")
         from peer.join import JoinOptions
         from peer.participate import participate
-        from peer.runner import INTERRUPTED, run
+        from peer.runner import run
 
         upload = upload_mbit * 1e6 / 8 if upload_mbit else None
         options = JoinOptions(
@@ -158,7 +158,7 @@ def _passphrase(*, confirm: bool) -> str:
 
 
 def main() -> None:
-    with errors_in_one_line():
+    with as_a_command():
         app()
 
 

@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +15,18 @@ from typing import Any
 
 from peer.errors import CommonweightsError
 
+INTERRUPTED = 130  # exit code, as a shell has it for Ctrl-C
+
 
 @contextmanager
-def errors_in_one_line() -> Iterator[None]:
-    """A person's mistake, or the world's, ends the command with its one line and its exit code; a bug shows itself."""
+def as_a_command() -> Iterator[None]:
+    """A person's mistake, or the world's, ends the command with its one line and its exit code; a bug shows itself.
+
+    Until an event loop takes over the signals, Ctrl-C ends the process at once: there is nothing to clean up yet, and
+    an exception in the middle of an import comes out as something else.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(INTERRUPTED))
     try:
         yield
     except CommonweightsError as error:

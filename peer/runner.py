@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -12,11 +11,12 @@ from typing import TypeVar
 
 import uvloop
 
+from peer.commands import INTERRUPTED
+
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 9.0  # from the first signal to giving up on a clean end
-INTERRUPTED = 130
 
 
 class Stop:
@@ -52,10 +52,6 @@ def run(main: Callable[[Stop], Awaitable[T]]) -> T | None:
             if stop.requested:
                 return None
             raise
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                with contextlib.suppress(ValueError):
-                    loop.remove_signal_handler(number)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(guarded())

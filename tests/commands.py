@@ -75,6 +75,8 @@ class Command:
             text=True,
             start_new_session=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            # As from a terminal; a test run in the background has it ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         self.out = ""
         self.err = ""
