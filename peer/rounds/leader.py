@@ -69,6 +69,7 @@ class Leader:
     paused: bool = False
     on_event: Callable[[str], None] = lambda text: None  # one line for people
     on_applied: Callable[[Entry], None] = lambda entry: None  # a record was published and applied here
+    on_step: Callable[[sequencer.Event, list[sequencer.Effect]], None] = lambda event, effects: None  # before effects
     guests: dict[PeerId, Guest] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -143,6 +144,7 @@ class Leader:
 
     def _step(self, event: sequencer.Event) -> list[sequencer.Effect]:
         self.state, effects = sequencer.tick(self.state, event, asyncio.get_running_loop().time())
+        self.on_step(event, effects)
         for effect in effects:
             match effect:
                 case sequencer.Fetch(submission):
