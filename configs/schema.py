@@ -108,6 +108,7 @@ class Train(Section):
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    reset_momentum: bool | None = None  # of AdamW after every outer step; None: if a peer takes several steps a round
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
 
 
@@ -187,6 +188,17 @@ class RunSpec(Section):
     def batch_tokens(self) -> int:
         """Tokens of one optimizer step of one peer."""
         return self.train.batch_sequences * self.data.sequence_length
+
+    @property
+    def resets_momentum(self) -> bool:
+        """Whether AdamW's first moment starts anew after an outer step.
+
+        It points where this peer alone was going. With several steps a round it is soon rebuilt, in the direction of
+        the merged weights; with few there would never be any.
+        """
+        if self.train.reset_momentum is not None:
+            return self.train.reset_momentum
+        return self.round.inner_steps == 0 or self.round.inner_steps >= 8
 
     def canonical_json(self) -> bytes:
         """The one byte string that means this spec: sorted keys, no spaces."""

@@ -566,3 +566,15 @@ def test_gpu_trains_like_the_cpu(precision: str, tmp_path: Path) -> None:
     trainer.save_optimizer(tmp_path / "adamw.safetensors")
     assert trainer.load_optimizer(tmp_path / "adamw.safetensors")
     assert len(trainer.generate([65], 8, seed=1)) > 0
+
+
+def test_forgetting_the_direction_keeps_the_scale() -> None:
+    """The first moment is zero, the second and the step count stay; the next step is a fresh gradient's."""
+    trainer = small_trainer()
+    for number in range(3):
+        trainer.step(text_rows(8, offset=8 * number), 0)
+    states = list(trainer._optimizer.optimizer.state.values())
+    scales = [state["exp_avg_sq"].clone() for state in states]
+    trainer.forget_direction()
+    assert all(not state["exp_avg"].any() and float(state["step"]) == 3 for state in states)
+    assert all(torch.equal(state["exp_avg_sq"], scale) for state, scale in zip(states, scales, strict=True))

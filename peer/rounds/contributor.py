@@ -156,6 +156,8 @@ class Contributor:
         progress = self.trainer.parameters.read().sub_(self._anchor)
         self._anchor = None
         self.trainer.parameters.write(progress.add_(theta))
+        if self.replica.log.spec.resets_momentum:
+            self.trainer.forget_direction()
 
     def _put_back(self, payload_hash: bytes) -> None:
         if self.replica.blobs.check(payload_hash):

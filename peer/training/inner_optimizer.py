@@ -56,6 +56,12 @@ def allocate_state(optimizer: torch.optim.Optimizer) -> None:
                 }
 
 
+def forget_direction(optimizer: torch.optim.Optimizer) -> None:
+    """Zero the first moment, keep the second (the scale of every weight's gradient) and the step count."""
+    for state in optimizer.state.values():
+        state["exp_avg"].zero_()
+
+
 def save_state(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, extra: dict[str, float]) -> None:
     """Write moments and step counts, atomically. `extra`: numbers that `load_state` gives back (the loss scale).
 

@@ -27,7 +27,7 @@ from configs.schema import RunSpec
 from peer.errors import CommonweightsError
 from peer.training.acceleration import accelerated, launched_in_parallel
 from peer.training.hardware import choose_precision
-from peer.training.inner_optimizer import allocate_state, build_optimizer, load_state, save_state
+from peer.training.inner_optimizer import allocate_state, build_optimizer, forget_direction, load_state, save_state
 from peer.training.schedule import learning_rate
 from peer.training.tasks import Task
 
@@ -182,6 +182,10 @@ class Trainer:
             return self.task.generate(self.model, prompt, tokens, seed=seed, temperature=temperature, top_k=top_k)
         finally:
             self._loss.train()
+
+    def forget_direction(self) -> None:
+        """AdamW's first moment starts anew: the weights were moved by others, and it points elsewhere now."""
+        forget_direction(self._optimizer.optimizer)
 
     def save_optimizer(self, path: Path) -> None:
         """Keep AdamW's moments (and the loss scale) in a safetensors file."""
