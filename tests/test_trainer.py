@@ -573,7 +573,7 @@ def test_forgetting_the_direction_keeps_the_scale() -> None:
     trainer = small_trainer()
     for number in range(3):
         trainer.step(text_rows(8, offset=8 * number), 0)
-    states = list(trainer._optimizer.optimizer.state.values())
+    states = list(trainer._optimizer.state.values())
     scales = [state["exp_avg_sq"].clone() for state in states]
     trainer.forget_direction()
     assert all(not state["exp_avg"].any() and float(state["step"]) == 3 for state in states)

@@ -185,7 +185,7 @@ class Trainer:
 
     def forget_direction(self) -> None:
         """AdamW's first moment starts anew: the weights were moved by others, and it points elsewhere now."""
-        forget_direction(self._optimizer.optimizer)
+        forget_direction(self._optimizer)
 
     def save_optimizer(self, path: Path) -> None:
         """Keep AdamW's moments (and the loss scale) in a safetensors file."""
