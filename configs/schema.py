@@ -122,6 +122,7 @@ class Round(Section):
 class Codec(Section):
     name: str = "lowbit2"
     feedback_decay: Fraction = 1.0  # beta of the error feedback
+    keep_unsent: Fraction = 0.5  # of the error feedback, in the peer's own weights
 
     @field_validator("name")
     @classmethod

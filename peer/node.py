@@ -133,7 +133,7 @@ class Node:
         contributor = self.contributor
         await contributor.load()
         await contributor.account_for(*self.replica.log.entries)
-        await contributor.on_device(contributor.trainer.parameters.write, self.replica.state.theta)
+        await contributor.begin()
         if (submitted := contributor.backlog.submitted) is not None:  # before a restart, and its round is still open
             signed = log_pb2.Signed.FromString(submitted.header)
             self._handing_in = asyncio.create_task(self._submit(signed, submitted.round))

@@ -3,10 +3,11 @@
 The two arithmetic facts to know:
 
     contribute:  e <- beta e + (anchor - local);  c = encode(e);  e <- e - decode(c)
-    rebase:      local <- theta_r + (local - anchor);  anchor = theta_r
+    rebase:      start <- theta_r - k e;  local <- start + (local - anchor);  anchor = start
 
-`anchor` is what the local progress not yet in `e` is measured from: theta, or the local weights when they were settled
-last. Nothing is ever lost but by a kill: what was not merged is in the local weights, in `e`, or in a payload that goes
+`anchor` is what the local progress not yet in `e` is measured from: where the round began, or the local weights when
+they were settled last. k is `codec.keep_unsent`: a peer goes on from weights that still hold a part of what it learnt
+and could not send yet; its next steps then fit to what it will send. Nothing is ever lost but by a kill: what was not merged is in the local weights, in `e`, or in a payload that goes
 back into `e`.
 """
 
@@ -51,7 +52,9 @@ class Contributor:
         self.merged_rounds = 0
         self.lock = asyncio.Lock()
         self.on_event: Callable[[str], None] = lambda text: None
+        self.keep_unsent = replica.log.spec.codec.keep_unsent
         self._anchor: torch.Tensor | None = None  # None: theta
+        self._settled = False  # since theta last changed
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
 
     async def on_device(self, function: Callable[..., T], *arguments: object) -> T:
@@ -84,10 +87,11 @@ class Contributor:
             await self.on_device(self.trainer.parameters.write, base)
             local = base.clone()
         self._anchor = local
+        self._settled = True
 
     async def settle_now(self) -> None:
         """Bring everything trained so far into the buffer, unless that was done since theta last changed."""
-        if self._anchor is None:
+        if not self._settled:
             await self.settle(await self.read_weights())
 
     async def contribution(self, local: torch.Tensor, round_: int, private_data: str = "") -> log_pb2.Signed:
@@ -145,19 +149,30 @@ class Contributor:
         await self.replica.compute(self._put_back, submitted.payload_hash)
         self.backlog = self.backlog.returned()
 
+    async def begin(self) -> None:
+        """Start training from the present theta."""
+        await self.on_device(self._write, None)
+
     async def rebase(self) -> None:
-        """Move the local weights to the present theta, keeping what was trained since the anchor."""
+        """Move the local weights to the present theta, keeping what was trained since they were settled."""
         await self.on_device(self._rebase)
 
     def _rebase(self) -> None:
-        theta = self.replica.state.theta
-        if self._anchor is None:
+        if not self._settled:  # the final record: theta is the same
             return
-        progress = self.trainer.parameters.read().sub_(self._anchor)
-        self._anchor = None
-        self.trainer.parameters.write(progress.add_(theta))
+        assert self._anchor is not None, "settled weights have an anchor"
+        self._write(self.trainer.parameters.read().sub_(self._anchor))
         if self.replica.log.spec.resets_momentum:
             self.trainer.forget_direction()
+
+    def _write(self, progress: torch.Tensor | None) -> None:
+        """Local weights: theta, less a part of what was not sent, plus `progress`."""
+        start = self.replica.state.theta
+        self._anchor = None
+        if self.keep_unsent:
+            start = self._anchor = torch.sub(start, self.feedback.buffer, alpha=self.keep_unsent)
+        self.trainer.parameters.write(start if progress is None else progress.add_(start))
+        self._settled = False
 
     def _put_back(self, payload_hash: bytes) -> None:
         if self.replica.blobs.check(payload_hash):
