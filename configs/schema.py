@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from configs.rungs import RUNGS
+
 CODEC_PATTERN = re.compile(r"^(fp16|dense8|dense4|lowbit2|ternary|sign|sparse/(8|16|32|64))$")
 
 Positive = Annotated[int, Field(gt=0)]
@@ -122,7 +124,7 @@ class Round(Section):
 class Codec(Section):
     name: str = "lowbit2"
     feedback_decay: Fraction = 1.0  # beta of the error feedback
-    keep_unsent: Fraction = 0.5  # of the error feedback, in the peer's own weights
+    keep_unsent: Fraction = 0.5  # of the error feedback, in the peer's own weights; default: see RunSpec
 
     @field_validator("name")
     @classmethod
@@ -136,7 +138,7 @@ class Codec(Section):
 
 
 class Outer(Section):
-    """The outer step: theta <- theta - learning_rate * (mean pseudo-gradient, with momentum)."""
+    """The outer step: theta <- theta - learning_rate * (mean pseudo-gradient, with momentum); defaults: see RunSpec."""
 
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -174,6 +176,25 @@ class RunSpec(Section):
     snapshots: Snapshots = Snapshots()
     evaluation: Evaluation = Evaluation()
     timing: Timing = Timing()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _suit_the_codec(cls, raw: Any) -> Any:
+        """What is left out of `codec` and `outer` is what suits the codec (configs.rungs), resolved here, once.
+
+        Learning rate and momentum of the outer step go together: who sets one of them gets no other's partner.
+        """
+        if not isinstance(raw, dict):
+            return raw
+        codec, outer = raw.get("codec", {}), raw.get("outer", {})
+        if not (isinstance(codec, dict) and isinstance(outer, dict)):
+            return raw
+        rung = RUNGS.get(str(codec.get("name", Codec.model_fields["name"].default)))
+        if rung is None:
+            return raw
+        if "learning_rate" not in outer and "momentum" not in outer:
+            outer = {**outer, "learning_rate": rung.learning_rate, "momentum": rung.momentum}
+        return {**raw, "codec": {"keep_unsent": rung.keep_unsent, **codec}, "outer": outer}
 
     @model_validator(mode="after")
     def _consistent(self) -> RunSpec:
