@@ -4,7 +4,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from peer.rounds.leases import LeaseBook
+from peer.rounds.leases import MAX_FRAGMENTS, LeaseBook
 from peer.rounds.ranges import Ranges
 
 PEERS = [b"a" * 32, b"b" * 32, b"c" * 32]
@@ -20,6 +20,7 @@ class Leasing(RuleBasedStateMachine):
         self.accepted = Ranges()
         self.now = 0.0
         self.claims = {peer: Ranges() for peer in PEERS}  # what each peer believes it holds
+        self.offered = {peer: Ranges() for peer in PEERS}  # contributed to the open round
 
     @rule(peer=peers, count=st.integers(0, 20), lost=st.booleans())
     def grant(self, peer: bytes, count: int, lost: bool) -> None:
@@ -31,34 +32,50 @@ class Leasing(RuleBasedStateMachine):
     @rule(peer=peers, count=st.integers(1, 12))
     def contribute(self, peer: bytes, count: int) -> None:
         positions = self.claims[peer].first(count)
-        if not positions or self.book.refusal(peer, positions):
+        if not positions or self.offered[peer] or self.book.refusal(peer, positions):
             return
-        assert not positions & self.accepted, "a lease on what is merged already"
-        self.book = self.book.accept(peer, positions)
-        self.accepted |= positions
-        self.claims[peer] -= positions
+        self.offered[peer] = positions
+        self.book = self.book.pin(peer, positions)
+
+    @rule(merged=st.sets(peers))
+    def publish(self, merged: set[bytes]) -> None:
+        """Whatever became of leases and holders since, a record may hold every contribution to the round."""
+        parts = [self.offered[peer] for peer in PEERS]
+        assert sum(map(len, parts)) == len(Ranges.of(pair for part in parts for pair in part)), "merged twice"
+        assert not any(part & self.accepted for part in parts), "merged already"
+        for peer, positions in self.offered.items():
+            if peer in merged:
+                self.book = self.book.accept(peer, positions)
+                self.accepted |= positions
+                self.claims[peer] -= positions
+            else:
+                self.book = self.book.unpin(peer)
+            self.offered[peer] = Ranges()
 
     @rule(peer=peers)
     def present(self, peer: bytes) -> None:
         self.book, dropped = self.book.present(
-            peer, self.claims[peer], self.accepted, self.now, lease_seconds=10, grace_seconds=3
+            peer, self.claims[peer], self.accepted, self.now, lease_seconds=10, grace_seconds=3, most=100
         )
         self.claims[peer] -= dropped
         assert not self.claims[peer] - self.book.positions(peer), "a claim that is neither granted nor revoked"
+        assert len(self.book.positions(peer)) <= 100 + 20
 
     @rule(seconds=st.floats(0, 8))
     def wait(self, seconds: float) -> None:
         self.now += seconds
         self.book, _ = self.book.expire(self.now)
 
-    @rule(peer=peers)
-    def leave(self, peer: bytes) -> None:
+    @rule(peer=peers, forgets=st.booleans())
+    def leave(self, peer: bytes, forgets: bool) -> None:
         self.book = self.book.release(peer)
-        self.claims[peer] = Ranges()
+        if forgets:
+            self.claims[peer] = Ranges()
 
     @rule()
     def restart(self) -> None:
         """The sequencer knows no more than the log: the cursor of the last record and what is merged."""
+        self.offered = {peer: Ranges() for peer in PEERS}
         self.book = LeaseBook.resume(self.book.cursor, self.accepted)
 
     @invariant()
@@ -89,3 +106,20 @@ def test_a_stranger_may_not_contribute_what_another_peer_holds() -> None:
     book, _ = LeaseBook().grant(PEERS[0], 8, 0.0, 10)
     assert "position" in book.refusal(PEERS[1], Ranges.of([(2, 4)]))
     assert book.refusal(PEERS[0], Ranges.of([(2, 4)])) == ""
+
+
+def test_claims_are_believed_up_to_what_a_peer_may_hold() -> None:
+    """After a restart a peer presents its leases; who claims the whole future gets its share of it and no more."""
+    book = LeaseBook.resume(100, Ranges.of([(0, 50)]))
+    book, dropped = book.present(PEERS[0], Ranges.of([(60, 1 << 60)]), Ranges(), 0.0, 10, 3, most=40)
+    assert list(book.positions(PEERS[0])) == [(60, 100)]
+    assert dropped.pairs == ((100, 1 << 60),)
+    book, dropped = book.present(PEERS[1], Ranges.of([(1 << 59, (1 << 59) + 10)]), Ranges(), 0.0, 10, 3, most=40)
+    assert dropped and book.cursor == 100
+
+
+def test_a_grant_of_scattered_leftovers_is_short_enough_for_a_header() -> None:
+    """Somebody gave back every other position: the next peer gets some of them, and new ones for the rest."""
+    book = LeaseBook(cursor=1000, returned=Ranges.of((index, index + 1) for index in range(0, 1000, 2)))
+    book, granted = book.grant(PEERS[0], 400, 0.0, 10)
+    assert len(granted) == 400 and len(granted.pairs) <= MAX_FRAGMENTS + 1

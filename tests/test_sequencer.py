@@ -213,6 +213,59 @@ def test_paused_rounds_lease_nothing_and_do_not_close() -> None:
     assert table.held[A]
 
 
+def test_a_copy_of_another_peers_payload_is_refused() -> None:
+    """Whoever handed it in first made it; the copy is named in the record, the original is not hurt by it."""
+    table = Table()
+    table.hear(A, tokens=50)
+    table.hear(B, tokens=50)
+    original = table.offer(A)
+    table.say(Offered(original))
+    (refuse,) = only(table.say(Offered(replace(table.offer(B), payload_hash=original.payload_hash))), Refuse)
+    assert refuse.peer == B and "copy" in refuse.reason
+    assert not only(table.say(Offered(original)), Refuse)
+    table.say(Left(B))
+    (published,) = only(table.say(Checked(A, original.payload_hash, norm=1.0)), Publish)
+    assert [item.peer for item in published.accepted] == [A] and [item.peer for item in published.refused] == [B]
+
+
+def test_what_was_contributed_is_leased_to_nobody_else_while_the_round_is_open() -> None:
+    """Its peer falls silent past its lease, or suddenly denies holding it: two peers must not bring one position."""
+    for denies in (False, True):
+        table = Table(silence_seconds=10.0, lease_seconds=20.0, max_seconds=1e9)
+        table.hear(A, tokens=50)
+        table.hear(B, tokens=50)
+        submission = table.offer(A)
+        table.say(Offered(submission))
+        table.say(Checked(A, submission.payload_hash, norm=1.0))
+        for _ in range(40):
+            if denies:
+                table.say(Heard(A, 0, 0, 1.0, TRAINING, Ranges(), 0, table.accepted))
+            table.hear(B, tokens=50)
+            table.say(Tick(), after=1.0)
+        assert table.state.round == 1 and not table.held[B] & submission.consumed
+        (published,) = only(table.submit(B), Publish)
+        assert [item.peer for item in published.accepted] == [A, B]
+
+
+def test_no_claim_of_speed_or_appetite_leases_the_whole_future() -> None:
+    """The most a peer gets is a few rounds' worth, also if its figures are absurd."""
+    table = Table()
+    for speed in (1e18, 1e308):
+        table.say(Heard(A, 0, 0, speed, TRAINING, Ranges(), 1 << 63, Ranges()))
+        assert len(table.state.leases.positions(A)) <= table.state.rules.most_sequences == 800
+    table.say(Heard(B, 0, 0, 1.0, TRAINING, Ranges.of([(1 << 50, 1 << 59)]), 0, Ranges()))
+    assert not table.state.leases.positions(B) and table.state.leases.cursor <= 800
+
+
+def test_a_round_takes_no_more_contributions_than_its_record_can_hold() -> None:
+    """What does not fit is turned away for this round, without a refusal in the record."""
+    table = Table()
+    for peer in (A, B, C):
+        table.hear(peer, tokens=50)
+        table.say(Offered(replace(table.offer(peer), header_bytes=900_000)))
+    assert sorted(table.state.submissions) == [A, B] and not table.state.refusals
+
+
 class AnyOrder(RuleBasedStateMachine):
     """Thousands of event orders: rounds count up, positions are merged once, and a live honest peer gets its round."""
 

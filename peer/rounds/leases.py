@@ -1,8 +1,9 @@
 """Who may train on which positions of the data order: leases, as an immutable book.
 
 Positions are given out in order, first those that came back, then new ones from the cursor. A lease ends when its
-positions are accepted, when it expires or when its holder leaves. Nothing here knows a clock: `now` is passed in, in
-seconds of any monotonic origin.
+positions are accepted, when it expires or when its holder leaves; what was contributed to the open round is pinned
+until that is decided, or two peers could bring the same positions into one record. Nothing here knows a clock: `now` is
+passed in, in seconds of any monotonic origin.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ from dataclasses import dataclass, field, replace
 
 from peer.rounds.ranges import Ranges
 
+MAX_FRAGMENTS = 64  # ranges in one grant: what is leased must fit into the header of a contribution
+REACH = 64  # how many peers' whole leases may lie above the cursor of the last record when a sequencer starts anew
+
 
 @dataclass(frozen=True)
 class Lease:
     positions: Ranges
     expires: float  # seconds
     granted: float  # seconds; when positions were last added
+    pinned: Ranges = Ranges()  # contributed to the open round: they stay, whatever becomes of the holder
 
 
 @dataclass(frozen=True)
@@ -40,15 +45,14 @@ class LeaseBook:
         """Lease `count` more positions to `peer` and renew what it has; returns the newly leased ones."""
         if count <= 0:
             return self.renew(peer, now, lease_seconds), Ranges()
-        again = self.returned.first(count)
+        again = Ranges(self.returned.first(count).pairs[:MAX_FRAGMENTS])
         new = Ranges.of([(self.cursor, self.cursor + count - len(again))])
         granted = again | new
-        lease = Lease(self.positions(peer) | granted, now + lease_seconds, now)
         book = replace(
             self,
             cursor=max(self.cursor, new.stop),
             returned=self.returned - again,
-            held={**self.held, peer: lease},
+            held=self._with(peer, granted, granted=now, expires=now + lease_seconds),
         )
         return book, granted
 
@@ -66,14 +70,26 @@ class LeaseBook:
         start, stop = strange.pairs[0]
         return f"positions {start} to {stop - 1} are not leased to this peer (the lease expired, or was never given)"
 
+    def pin(self, peer: bytes, positions: Ranges) -> LeaseBook:
+        """`peer` contributed `positions`, all of them its own, to the open round."""
+        lease = self.held.get(peer)
+        return replace(self, held={**self.held, peer: replace(lease, pinned=positions)}) if lease else self
+
+    def unpin(self, peer: bytes) -> LeaseBook:
+        """Its contribution will not be merged."""
+        return self.pin(peer, Ranges())
+
     def accept(self, peer: bytes, positions: Ranges) -> LeaseBook:
         """`positions` are in the log now: nobody holds them and nobody gets them again."""
         held = self._without(peer, positions)
         return replace(self, returned=self.returned - positions, held=held, cursor=max(self.cursor, positions.stop))
 
     def release(self, peer: bytes, positions: Ranges | None = None) -> LeaseBook:
-        """`peer` gives back `positions`, or everything it holds."""
-        back = self.positions(peer) if positions is None else positions & self.positions(peer)
+        """`peer` gives back `positions`, or everything it holds, but for what is pinned."""
+        lease = self.held.get(peer)
+        if lease is None:
+            return self
+        back = (lease.positions if positions is None else positions & lease.positions) - lease.pinned
         return replace(self, returned=self.returned | back, held=self._without(peer, back))
 
     def expire(self, now: float) -> tuple[LeaseBook, list[bytes]]:
@@ -85,35 +101,49 @@ class LeaseBook:
         return book, late
 
     def present(
-        self, peer: bytes, claimed: Ranges, accepted: Ranges, now: float, lease_seconds: float, grace_seconds: float
+        self,
+        peer: bytes,
+        claimed: Ranges,
+        accepted: Ranges,
+        now: float,
+        lease_seconds: float,
+        grace_seconds: float,
+        most: int,
     ) -> tuple[LeaseBook, Ranges]:
         """Bring the book and what `peer` says it holds into line; returns what the peer must drop.
 
         Positions that it claims and nobody else holds become its own again (the sequencer was restarted, or the lease
-        had expired unnoticed). Positions that it was granted more than `grace_seconds` ago and does not claim come
-        back: the answer that carried them was lost.
+        had expired unnoticed), as long as it holds no more than `most` and does not reach absurdly far ahead.
+        Positions that it was granted more than `grace_seconds` ago and does not claim come back: the answer that
+        carried them was lost.
         """
         own = self.positions(peer)
         others = Ranges.of(pair for other, lease in self.held.items() if other != peer for pair in lease.positions)
-        adopted = claimed - own - others - accepted
+        within_reach = Ranges.of([(0, self.cursor + REACH * most)])
+        adopted = ((claimed - own - others - accepted) & within_reach).first(most - len(own))
         book = self
         if adopted:
             gap = Ranges.of([(self.cursor, adopted.stop)]) - adopted  # skipped over: somebody may still present them
-            lease = Lease(own | adopted, now + lease_seconds, self.held[peer].granted if peer in self.held else now)
+            granted = self.held[peer].granted if peer in self.held else now
             book = replace(
                 self,
                 cursor=max(self.cursor, adopted.stop),
                 returned=(self.returned | gap) - adopted,
-                held={**self.held, peer: lease},
+                held=self._with(peer, adopted, granted=granted, expires=now + lease_seconds),
             )
         current = book.held.get(peer)
         if current and now - current.granted > grace_seconds:
             book = book.release(peer, current.positions - claimed)
-        return book, claimed & (others | accepted)
+        return book, claimed - own - adopted
+
+    def _with(self, peer: bytes, positions: Ranges, granted: float, expires: float) -> dict[bytes, Lease]:
+        lease = self.held.get(peer, Lease(Ranges(), expires, granted))
+        more = replace(lease, positions=lease.positions | positions, expires=expires, granted=granted)
+        return {**self.held, peer: more}
 
     def _without(self, peer: bytes, positions: Ranges) -> dict[bytes, Lease]:
         held = dict(self.held)
         lease = held.pop(peer, None)
         if lease is not None and (left := lease.positions - positions):
-            held[peer] = replace(lease, positions=left)
+            held[peer] = replace(lease, positions=left, pinned=lease.pinned - positions)
         return held

@@ -12,6 +12,8 @@ from typing import Self
 
 from protos import log_pb2
 
+MAX_POSITION = 1 << 60  # far beyond any run; a set of positions below it can be counted in 64 bits
+
 
 @dataclass(frozen=True)
 class Ranges:
@@ -88,10 +90,10 @@ class Ranges:
 
 
 def well_formed(ranges: Iterable[log_pb2.Range]) -> bool:
-    """Whether ranges from outside are sorted, disjoint and non-empty, as a contribution must list them."""
+    """Whether ranges from outside are sorted, disjoint, non-empty and not absurd, as a contribution must list them."""
     end = 0
     for item in ranges:
         if item.start < end or item.stop <= item.start:
             return False
         end = item.stop
-    return True
+    return end <= MAX_POSITION

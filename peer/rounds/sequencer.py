@@ -15,11 +15,55 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from configs import RunSpec
+from peer.rounds.events import (
+    Checked,
+    Closing,
+    Effect,
+    Event,
+    Fetch,
+    Gone,
+    Heard,
+    Leased,
+    Left,
+    Offered,
+    Pause,
+    Publish,
+    Refusal,
+    Refuse,
+    Submission,
+    Tick,
+)
 from peer.rounds.leases import LeaseBook
-from peer.rounds.ranges import Ranges
+
+__all__ = [  # the whole conversation, for those who hold one with it
+    "Checked",
+    "Closing",
+    "Effect",
+    "Event",
+    "Fetch",
+    "Gone",
+    "Heard",
+    "Leased",
+    "Left",
+    "Member",
+    "Offered",
+    "Pause",
+    "Publish",
+    "Refusal",
+    "Refuse",
+    "Rules",
+    "Sequencer",
+    "Submission",
+    "Tick",
+    "tick",
+]
 
 RESPONSES_KEPT = 64  # how many times from close to submission the adaptive deadline looks back on
 UNMEASURED_BATCHES = 4  # a peer whose speed is not known yet is leased at most so many batches
+LEASED_ROUNDS = 8  # a peer is never leased more than so many rounds' tokens, whatever speed it claims
+LEASED_BATCHES = 16  # or so many batches, if that is more
+HEADER_BYTES = 2 << 20  # of all contributions to a round together: they must fit into its record
 TRAINING = "training"
 BYSTANDING = frozenset({"syncing", "leaving", "paused"})  # phases of peers that will not contribute to the open round
 
@@ -38,122 +82,24 @@ class Rules:
     sequence_tokens: int
     batch_sequences: int
 
+    @classmethod
+    def of(cls, spec: RunSpec) -> Rules:
+        return cls(
+            target_tokens=spec.round.target_tokens,
+            max_seconds=spec.round.max_seconds,
+            first_deadline_seconds=spec.timing.first_deadline_seconds,
+            deadline_mads=spec.timing.deadline_mads,
+            silence_seconds=spec.timing.silence_seconds,
+            lease_seconds=spec.timing.lease_seconds,
+            heartbeat_seconds=spec.timing.heartbeat_seconds,
+            sequence_tokens=spec.data.sequence_length,
+            batch_sequences=spec.train.batch_sequences,
+        )
 
-# --- events -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Heard:
-    """A heartbeat: where the peer is and what it did in the open round."""
-
-    peer: bytes
-    head_round: int
-    round_tokens: int  # trained on and not yet merged
-    tokens_per_second: float
-    phase: str
-    held: Ranges
-    wanted_sequences: int
-    accepted: Ranges  # positions that are in the log, for checking what it claims to hold
-
-
-@dataclass(frozen=True)
-class Left:
-    peer: bytes
-
-
-@dataclass(frozen=True)
-class Submission:
-    """A contribution whose header is in order. `norm` is known once its payload was fetched and checked."""
-
-    peer: bytes
-    payload_hash: bytes
-    tokens: int
-    consumed: Ranges
-    norm: float | None = None
-
-
-@dataclass(frozen=True)
-class Offered:
-    submission: Submission
-
-
-@dataclass(frozen=True)
-class Checked:
-    """The payload was fetched and decodes; or `reason` says why not."""
-
-    peer: bytes
-    payload_hash: bytes
-    norm: float = 0.0
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Nothing happened but time."""
-
-
-@dataclass(frozen=True)
-class Pause:
-    paused: bool
-
-
-Event = Heard | Left | Offered | Checked | Tick | Pause
-
-
-# --- effects ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Leased:
-    peer: bytes
-    positions: Ranges
-    revoked: Ranges
-
-
-@dataclass(frozen=True)
-class Fetch:
-    """Get the payload of this submission and answer with `Checked`."""
-
-    submission: Submission
-
-
-@dataclass(frozen=True)
-class Refuse:
-    peer: bytes
-    reason: str
-
-
-@dataclass(frozen=True)
-class Closing:
-    round: int
-    deadline_seconds: float
-
-
-@dataclass(frozen=True)
-class Refusal:
-    peer: bytes
-    payload_hash: bytes
-    tokens: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Publish:
-    round: int
-    accepted: tuple[Submission, ...]  # in order of public key
-    refused: tuple[Refusal, ...]
-    data_cursor: int
-    deadline_seconds: float
-
-
-@dataclass(frozen=True)
-class Gone:
-    """Not heard of for too long."""
-
-    peer: bytes
-
-
-Effect = Leased | Fetch | Refuse | Closing | Publish | Gone
+    @property
+    def most_sequences(self) -> int:
+        """The most that one peer may hold leases for."""
+        return max(LEASED_ROUNDS * self.target_tokens // self.sequence_tokens, LEASED_BATCHES * self.batch_sequences)
 
 
 # --- state ------------------------------------------------------------------------------------------------------------
@@ -250,8 +196,7 @@ def tick(state: Sequencer, event: Event, now: float) -> tuple[Sequencer, list[Ef
             state = _heard(state, event, now, effects)
         case Left(peer):
             members = {key: member for key, member in state.members.items() if key != peer}
-            kept = state.leases if peer in state.submissions else state.leases.release(peer)
-            state = replace(state, members=members, leases=kept)
+            state = replace(state, members=members, leases=state.leases.release(peer))
         case Offered(submission):
             state = _offered(state, submission, effects)
         case Checked():
@@ -266,7 +211,13 @@ def tick(state: Sequencer, event: Event, now: float) -> tuple[Sequencer, list[Ef
 def _heard(state: Sequencer, event: Heard, now: float, effects: list[Effect]) -> Sequencer:
     rules = state.rules
     book, revoked = state.leases.present(
-        event.peer, event.held, event.accepted, now, rules.lease_seconds, grace_seconds=5 * rules.heartbeat_seconds
+        event.peer,
+        event.held,
+        event.accepted,
+        now,
+        rules.lease_seconds,
+        grace_seconds=5 * rules.heartbeat_seconds,
+        most=rules.most_sequences,
     )
     wanted = (
         0 if state.paused or now < state.leases_from else min(event.wanted_sequences, _fair_share(rules, event, book))
@@ -282,8 +233,8 @@ def _heard(state: Sequencer, event: Heard, now: float, effects: list[Effect]) ->
 
 def _fair_share(rules: Rules, event: Heard, book: LeaseBook) -> int:
     """How many more sequences a peer may be leased: no more than it can train on before its lease ends."""
-    by_speed = int(event.tokens_per_second * rules.lease_seconds / rules.sequence_tokens)
-    most = max(by_speed, UNMEASURED_BATCHES * rules.batch_sequences)
+    by_speed = event.tokens_per_second * rules.lease_seconds / rules.sequence_tokens  # may be any number
+    most = max(int(min(by_speed, rules.most_sequences)), UNMEASURED_BATCHES * rules.batch_sequences)
     return max(0, most - len(book.positions(event.peer)))
 
 
@@ -294,14 +245,25 @@ def _offered(state: Sequencer, submission: Submission, effects: list[Effect]) ->
         if known.payload_hash != submission.payload_hash:
             effects.append(Refuse(peer, f"there is another contribution of this peer to round {state.round} already"))
         return state
-    if before := [item for item in state.refusals if item.payload_hash == submission.payload_hash]:
+    if before := [item for item in state.refusals if (item.peer, item.payload_hash) == (peer, submission.payload_hash)]:
         effects.append(Refuse(peer, before[0].reason))
         return state
-    if reason := state.leases.refusal(peer, submission.consumed):
+    if sum(item.header_bytes for item in state.submissions.values()) + submission.header_bytes > HEADER_BYTES:
+        effects.append(Refuse(peer, f"round {state.round} holds as many contributions as a record can"))
+        return state
+    if reason := state.leases.refusal(peer, submission.consumed) or _copied(state, submission):
         effects.append(Refuse(peer, reason))
         return _refuse(state, submission, reason)
     effects.append(Fetch(submission))
-    return replace(state, submissions={**state.submissions, peer: replace(submission, norm=None)})
+    leases = state.leases.pin(peer, submission.consumed)
+    return replace(state, leases=leases, submissions={**state.submissions, peer: replace(submission, norm=None)})
+
+
+def _copied(state: Sequencer, submission: Submission) -> str:
+    """Whoever came first made it: a payload is announced only after its maker has submitted it."""
+    if any(item.payload_hash == submission.payload_hash for item in state.submissions.values()):
+        return "its payload is a copy of another peer's"
+    return ""
 
 
 def _checked(state: Sequencer, event: Checked, now: float) -> Sequencer:
@@ -310,7 +272,8 @@ def _checked(state: Sequencer, event: Checked, now: float) -> Sequencer:
         return state  # of a round that is over
     if event.reason:
         rest = {peer: item for peer, item in state.submissions.items() if peer != event.peer}
-        return _refuse(replace(state, submissions=rest), submission, event.reason)
+        leases = state.leases.unpin(event.peer)
+        return _refuse(replace(state, submissions=rest, leases=leases), submission, event.reason)
     responses = state.responses
     if state.closing is not None:
         responses = (*responses, now - state.closing)[-RESPONSES_KEPT:]
@@ -330,8 +293,7 @@ def _expire(state: Sequencer, now: float, effects: list[Effect]) -> Sequencer:
     silent = [peer for peer, member in state.members.items() if now - member.seen > state.rules.silence_seconds]
     for peer in silent:
         effects.append(Gone(peer))
-        if peer not in state.submissions:
-            book = book.release(peer)
+        book = book.release(peer)
     members = {peer: member for peer, member in state.members.items() if peer not in silent}
     return replace(state, leases=book, members=members)
 
@@ -369,6 +331,8 @@ def _publish(state: Sequencer, now: float, effects: list[Effect]) -> Sequencer:
     book = state.leases
     for item in ready:
         book = book.accept(item.peer, item.consumed)
+    for item in late:
+        book = book.unpin(item.peer)
     next_state = replace(
         state,
         round=state.round + 1,
