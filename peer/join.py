@@ -162,7 +162,7 @@ def report(node: Node) -> Report:
 async def _open_log(swarm: Swarm, ticket: Ticket, folder: Path) -> Log:
     """This node's log of the ticket's run: from its folder, or begun with the genesis record that the swarm has."""
     if any(folder.glob("*.record")):
-        log = await asyncio.to_thread(Log.load, folder)
+        log = await asyncio.to_thread(Log.load, folder, cut_damage=True)
         if log.run_id != ticket.run_id:
             raise VerificationError(
                 f"{folder.parent} holds run {log.run_id.hex()[:16]}, the ticket is for {ticket.run_id.hex()[:16]}; "

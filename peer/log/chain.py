@@ -8,6 +8,7 @@ each and buys atomic appends, a damaged round that can be named, and no index.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -20,13 +21,16 @@ from configs.schema import canonical_json
 from peer.errors import CommonweightsError, VerificationError
 from peer.identity import PeerId
 from peer.log.accounting import Accounts
-from peer.rounds.ranges import Ranges, well_formed
+from peer.rounds.ranges import MAX_POSITION, Ranges, well_formed
 from protos import log_pb2
-from protos.signing import HASH_BYTES, SignatureError, body_hash, open_signed, strict_parse
+from protos.signing import HASH_BYTES, PUBLIC_KEY_BYTES, SignatureError, body_hash, open_signed, strict_parse
 
-MAX_RECORD_BYTES = 4 << 20
+logger = logging.getLogger(__name__)
+
+MAX_RECORD_BYTES = 3 << 20  # must fit into one reply between peers
 MAX_HEADER_BYTES = 64 << 10  # of one contribution: room for some 3,000 ranges
 MAX_LABEL_CHARACTERS = 200
+MAX_LOSS = 1e6  # nats per token; beyond, a figure is nonsense and would only spoil the mean
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,12 @@ class Log:
         return log
 
     @classmethod
-    def load(cls, folder: Path) -> Log:
+    def load(cls, folder: Path, cut_damage: bool = False) -> Log:
         """Read and check everything in `folder`.
+
+        Args:
+            cut_damage: drop a damaged record and what follows it, for somebody who can fetch them again. A coordinator
+                cannot: its peers have seen them, and a second version of a round would be a fork.
 
         Raises:
             VerificationError: naming the first round whose record is missing or damaged.
@@ -90,9 +98,17 @@ class Log:
             raise VerificationError(f"{folder} holds no log; the folder is made by demo, serve or join")
         log = cls(folder, *_open_genesis(_read(files[0], 0), None))
         for round_, path in enumerate(files[1:], start=1):
-            if path.name != _file_name(round_):
-                raise VerificationError(f"round {round_}: {folder / _file_name(round_)} is missing")
-            log._add(check(_read(path, round_), log))
+            try:
+                if path.name != _file_name(round_):
+                    raise VerificationError(f"round {round_}: {folder / _file_name(round_)} is missing")
+                log._add(check(_read(path, round_), log))
+            except VerificationError as error:
+                if not cut_damage:
+                    raise
+                logger.warning("%s; this record and %d after it are fetched again", error, len(files) - round_ - 1)
+                for rest in reversed(files[round_:]):
+                    rest.unlink()
+                break
         return log
 
     @property
@@ -187,8 +203,8 @@ def contribution_fault(contribution: log_pb2.Contribution, log: Log) -> str:
         return f"it builds on another record {head.round} than this log's"
     if len(contribution.base_digest) != HASH_BYTES or len(contribution.payload_hash) != HASH_BYTES:
         return "a digest is not 32 bytes long"
-    if not math.isfinite(contribution.mean_loss) or not math.isfinite(contribution.train_seconds):
-        return "its loss or training time is not a finite number"
+    if not abs(contribution.mean_loss) <= MAX_LOSS or not 0 <= contribution.train_seconds < math.inf:
+        return "its loss or training time is not a finite number, or makes no sense"
     if contribution.codec != spec.codec.name:
         return f"codec {contribution.codec[:40]!r}; this run uses {spec.codec.name!r}"
     if not 0 < contribution.payload_bytes <= max_payload_bytes(log.origin.genesis.parameters):
@@ -197,16 +213,23 @@ def contribution_fault(contribution: log_pb2.Contribution, log: Log) -> str:
     if len(contribution.private_data) > MAX_LABEL_CHARACTERS:
         return "the name of its private data is too long"
     if not well_formed(contribution.consumed):
-        return "its ranges are empty, unsorted or overlap"
+        return "its ranges are empty, unsorted, overlap or are absurdly far ahead"
     consumed = Ranges.from_protos(contribution.consumed)
     if contribution.private_data:
         if consumed or contribution.tokens <= 0:
             return "private data comes with tokens and without leased positions"
+        if contribution.tokens > (most := most_private_tokens(spec)):
+            return f"{contribution.tokens} tokens of private data; a round credits at most {most}"
     elif contribution.tokens != len(consumed) * spec.data.sequence_length or not consumed:
         return f"{contribution.tokens} tokens do not match {len(consumed)} sequences of {spec.data.sequence_length}"
     if doubled := consumed & log.accounts.accepted:
         return f"position {doubled.pairs[0][0]} was merged before"
     return ""
+
+
+def most_private_tokens(spec: RunSpec) -> int:
+    """What one contribution of private data may claim: no lease vouches for it, so no more than a round is to have."""
+    return max(spec.round.target_tokens, spec.batch_tokens)
 
 
 def max_payload_bytes(parameters: int) -> int:
@@ -234,8 +257,10 @@ def _fault(entry: Entry, log: Log) -> str:
         return "the state digest is not 32 bytes long"
     if not (math.isfinite(record.time_seconds) and math.isfinite(record.deadline_seconds)):
         return "a time is not a finite number"
-    if record.data_cursor < log.accounts.data_cursor:
-        return "the data cursor moves backwards"
+    if not log.accounts.data_cursor <= record.data_cursor <= MAX_POSITION:
+        return "the data cursor moves backwards, or absurdly far ahead"
+    if any(len(refused.peer) != PUBLIC_KEY_BYTES for refused in record.refused):
+        return f"a refused peer's key is not {PUBLIC_KEY_BYTES} bytes long"
     if record.final and record.accepted:
         return "the final record may not merge contributions"
     return _accepted_fault(entry, log)
@@ -246,6 +271,7 @@ def _accepted_fault(entry: Entry, log: Log) -> str:
     if signers != sorted(set(signers)):
         return "contributions are not in the order of their signers' keys, one each"
     merged = Ranges()
+    payloads: set[bytes] = set()
     for (signer, contribution), accepted in zip(entry.contributions, entry.record.accepted, strict=True):
         who = f"contribution of {PeerId(signer).short}"
         if reason := contribution_fault(contribution, log):
@@ -258,6 +284,9 @@ def _accepted_fault(entry: Entry, log: Log) -> str:
         if merged & consumed:
             return f"{who}: position {(merged & consumed).pairs[0][0]} is claimed twice"
         merged |= consumed
+        if contribution.payload_hash in payloads:
+            return f"{who}: its payload is a copy of another one in this record"
+        payloads.add(contribution.payload_hash)
     if merged.stop > entry.record.data_cursor:
         return f"position {merged.stop - 1} lies beyond the data cursor"
     return ""

@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from configs import RunSpec
-from peer.codecs import open_payload
-from peer.errors import CommonweightsError, Refused
+from peer.errors import Refused
 from peer.identity import Identity, PeerId
-from peer.log import aggregate
-from peer.log.chain import MAX_HEADER_BYTES, Entry, contribution_fault
-from peer.log.replica import PAYLOAD_SECONDS, Replica
+from peer.log.chain import MAX_HEADER_BYTES, Entry
+from peer.log.replica import Replica
 from peer.messages import parse
 from peer.pulse import Pulse
 from peer.rounds import sequencer
 from peer.rounds.directory import ANNOUNCE_SECONDS, announce_head
+from peer.rounds.guests import Guest, has_place, presence_fault
+from peer.rounds.inspection import fetch_and_measure, header_fault
 from peer.rounds.leases import LeaseBook
-from peer.rounds.ranges import Ranges, well_formed
+from peer.rounds.ranges import Ranges
 from peer.swarm import Swarm
 from protos import log_pb2, swarm_pb2
 from protos.signing import SignatureError, open_signed, sign
@@ -35,30 +34,17 @@ logger = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.1
 MAX_WATCH_SECONDS = 20.0
-MAX_LABEL_CHARACTERS = 60
+MAX_WATCHES = 4  # of one peer at once: a line that broke unnoticed, and its successor
 APPLY_SECONDS = 60.0  # how long a submission may wait for this node to have applied the head
 
 
-def rules_of(spec: RunSpec) -> sequencer.Rules:
-    return sequencer.Rules(
-        target_tokens=spec.round.target_tokens,
-        max_seconds=spec.round.max_seconds,
-        first_deadline_seconds=spec.timing.first_deadline_seconds,
-        deadline_mads=spec.timing.deadline_mads,
-        silence_seconds=spec.timing.silence_seconds,
-        lease_seconds=spec.timing.lease_seconds,
-        heartbeat_seconds=spec.timing.heartbeat_seconds,
-        sequence_tokens=spec.data.sequence_length,
-        batch_sequences=spec.train.batch_sequences,
-    )
+@dataclass(frozen=True)
+class Header:
+    """A contribution that was handed in to the open round."""
 
-
-@dataclass
-class Guest:
-    """The newest presence of a peer, for people to look at. Nothing in it is trusted."""
-
-    presence: swarm_pb2.Presence
-    seen: float  # loop time
+    signed: log_pb2.Signed
+    contribution: log_pb2.Contribution
+    was_here: bool  # its payload, before it was handed in: then it is not to be thrown away with it
 
 
 @dataclass
@@ -78,7 +64,7 @@ class Leader:
         spec = log.spec
         resumed = log.head.round > 0
         self.state = sequencer.Sequencer(
-            rules=rules_of(spec),
+            rules=sequencer.Rules.of(spec),
             round=log.head.round + 1,
             opened=loop_now,
             leases=LeaseBook.resume(log.accounts.data_cursor, log.accounts.accepted),
@@ -88,8 +74,11 @@ class Leader:
         self.term = log.head.record.term
         self.version = time.time_ns()  # of what `watch` answers; a restart is a change too
         self._changed = Pulse()
-        self._applied = asyncio.Event()
-        self._headers: dict[bytes, log_pb2.Signed] = {}  # submitted to the open round, by signer
+        self._applied = asyncio.Event()  # the replica's state and digest are those after the head
+        self._applied.set()
+        self._headers: dict[tuple[bytes, bytes], Header] = {}  # of the open round, by signer and payload hash
+        self._checks: dict[tuple[bytes, bytes], asyncio.Task[None]] = {}  # of payloads, by the same key
+        self._watching: Counter[PeerId] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._announce_at = 0.0  # monotonic seconds
         self._failure: BaseException | None = None  # of a background task: it ends `run`
@@ -102,9 +91,8 @@ class Leader:
     async def run(self) -> None:
         """Lead until the run is finished or the task is cancelled; `serve` was called before."""
         try:
-            self._applied.set()
             self._finish_if_due()
-            while not self.replica.log.finished:
+            while not (self.replica.log.finished and self._applied.is_set()):
                 if self._failure is not None:
                     raise self._failure
                 self._step(sequencer.Tick())
@@ -144,28 +132,37 @@ class Leader:
 
     def _step(self, event: sequencer.Event) -> list[sequencer.Effect]:
         self.state, effects = sequencer.tick(self.state, event, asyncio.get_running_loop().time())
-        self.on_step(event, effects)
-        for effect in effects:
-            match effect:
-                case sequencer.Fetch(submission):
-                    self._spawn(self._check_payload(submission, self._headers[submission.peer]))
-                case sequencer.Closing(round_, deadline_seconds):
-                    logger.info("round %d is closing, deadline in %.1f s", round_, deadline_seconds)
-                    self._bump()
-                case sequencer.Publish():
-                    self._publish(effect)
-                case sequencer.Gone(peer):
-                    name = self.name_of(PeerId(peer))
-                    self.guests.pop(PeerId(peer), None)
-                    self.on_event(f"{name} is gone: not heard of for {self.state.rules.silence_seconds:.0f} s")
+        try:
+            self.on_step(event, effects)
+            for effect in effects:
+                self._carry_out(effect)
+        except BaseException as error:  # also out of a handler, where it would pass for a refusal: the state has moved
+            self._failure = error
+            raise
         return effects
 
+    def _carry_out(self, effect: sequencer.Effect) -> None:
+        match effect:
+            case sequencer.Fetch(submission):
+                key = (submission.peer, submission.payload_hash)
+                self._checks[key] = self._spawn(self._check_payload(submission, self._headers[key]))
+            case sequencer.Closing(round_, deadline_seconds):
+                logger.info("round %d is closing, deadline in %.1f s", round_, deadline_seconds)
+                self._bump()
+            case sequencer.Publish():
+                self._publish(effect)
+            case sequencer.Gone(peer):
+                name = self.name_of(PeerId(peer))
+                self.guests.pop(PeerId(peer), None)
+                self.on_event(f"{name} is gone: not heard of for {self.state.rules.silence_seconds:.0f} s")
+
     def _publish(self, effect: sequencer.Publish) -> None:
+        headers = [self._headers[item.peer, item.payload_hash] for item in effect.accepted]
         record = log_pb2.Record(
             **self._record_fields(effect.round),
             accepted=[
-                log_pb2.Accepted(contribution=self._headers[item.peer], norm=item.norm or 0.0)
-                for item in effect.accepted
+                log_pb2.Accepted(contribution=header.signed, norm=item.norm or 0.0)
+                for header, item in zip(headers, effect.accepted, strict=True)
             ],
             refused=[
                 log_pb2.Refused(peer=item.peer, payload_hash=item.payload_hash, tokens=item.tokens, reason=item.reason)
@@ -174,8 +171,11 @@ class Leader:
             data_cursor=effect.data_cursor,
             deadline_seconds=effect.deadline_seconds,
         )
-        self._headers = {}
         self._append(record)
+        self._headers.clear()
+        for check in self._checks.values():  # of those that are late: a new round, a new contribution
+            check.cancel()
+        self._checks.clear()
         for item in effect.refused:
             self.on_event(
                 f"round {effect.round}: contribution of {self.name_of(PeerId(item.peer))} refused: {item.reason}"
@@ -216,34 +216,23 @@ class Leader:
             self._append(log_pb2.Record(**self._record_fields(log.head.round + 1), data_cursor=cursor, final=True))
             self.on_event("the run is finished")
 
-    async def _check_payload(self, submission: sequencer.Submission, header: log_pb2.Signed) -> None:
+    async def _check_payload(self, submission: sequencer.Submission, header: Header) -> None:
         """Fetch a submitted payload and look inside, before anybody else has to."""
-        peer = PeerId(submission.peer)
-        contribution = open_signed(header, log_pb2.Contribution)
-        parameters = self.replica.log.origin.genesis.parameters
-        event: sequencer.Event
+        key = peer, payload_hash = submission.peer, submission.payload_hash
+        merged = False
         try:
-            await self.replica.exchange.fetch(
-                contribution.payload_hash, contribution.payload_bytes, [peer], deadline_seconds=PAYLOAD_SECONDS
-            )
-            norm = await asyncio.to_thread(self._norm, contribution, parameters)
-            event = sequencer.Checked(submission.peer, submission.payload_hash, norm=norm)
-        except CommonweightsError as error:
-            event = sequencer.Checked(submission.peer, submission.payload_hash, reason=str(error))
-            if self._headers.get(submission.peer) is header:
-                del self._headers[submission.peer]
+            norm = await fetch_and_measure(header.contribution, PeerId(peer), self.replica)
+            merged = True  # or will be: the round waits for nothing more
+            event = sequencer.Checked(peer, payload_hash, norm=norm)
+        except Refused as error:
+            event = sequencer.Checked(peer, payload_hash, reason=str(error))
+            self._headers.pop(key, None)
+        finally:
+            self._checks.pop(key, None)
+            if not merged and not header.was_here:
+                self.replica.blobs.delete(payload_hash)
         self._step(event)
         self._bump()
-
-    def _norm(self, contribution: log_pb2.Contribution, parameters: int) -> float:
-        """L2 norm of the decoded payload. Raises Refused when it is not a payload, or not what its header says."""
-        payload = open_payload(self.replica.blobs.read(contribution.payload_hash), parameters)
-        if payload.codec != contribution.codec:
-            raise Refused(f"the payload is encoded as {payload.codec}, its header says {contribution.codec}")
-        norm = aggregate.norm_of(payload)
-        if not math.isfinite(norm):
-            raise Refused("the payload holds values that are not finite")
-        return norm
 
     # --- handlers ---------------------------------------------------------------------------------------------------
 
@@ -254,6 +243,8 @@ class Leader:
             raise Refused(reason)
         now = asyncio.get_running_loop().time()
         leaving = presence.phase == "leaving"
+        if not leaving and not has_place(sender, self.guests, self.replica.log.accounts):
+            raise Refused(f"{len(self.guests)} peers take part, no more fit at the moment; try again later")
         if sender not in self.guests and not leaving:
             self.on_event(f"{presence.name or sender.short} joined")
         if leaving:
@@ -261,7 +252,7 @@ class Leader:
             if self.guests.pop(sender, None) is not None:
                 self.on_event(f"{presence.name or sender.short} left")
             return swarm_pb2.HeartbeatReply().SerializeToString()
-        self.guests[sender] = Guest(presence, now)
+        self.guests[sender] = Guest.of(presence, now)
         effects = self._step(
             sequencer.Heard(
                 peer=sender.public_key,
@@ -282,72 +273,86 @@ class Leader:
         ).SerializeToString()
 
     async def _on_submit(self, sender: PeerId, body: bytes) -> bytes:
+        """A refusal in the reply is the last word: that contribution will not be merged. Refused means: not now."""
         signed = parse(body, swarm_pb2.SubmitRequest).contribution
         try:
             contribution = open_signed(signed, log_pb2.Contribution)
         except SignatureError as error:
-            raise Refused(str(error)) from None
+            return _refusal(str(error))
         if signed.signer != sender.public_key:
-            raise Refused("a contribution is submitted by the peer that signed it")
-        log = self.replica.log
-        if contribution.run_id == log.run_id and 0 < contribution.round <= log.head.round:
-            return swarm_pb2.SubmitReply(fetched=True).SerializeToString()  # too late to say: the record tells
-        known = self.state.submissions.get(sender.public_key)
-        if known is not None and known.payload_hash == contribution.payload_hash:
-            return swarm_pb2.SubmitReply(fetched=known.norm is not None).SerializeToString()
+            return _refusal("a contribution is submitted by the peer that signed it")
+        if sender.public_key not in self.state.members:
+            raise Refused("the sequencer has not heard of this peer yet; try again after the next heartbeat")
         try:
             async with asyncio.timeout(APPLY_SECONDS):
                 await self._applied.wait()
         except TimeoutError:
             raise Refused("the sequencer is still applying the last round; try again") from None
-        if reason := contribution_fault(contribution, log):
-            raise Refused(reason)
-        if contribution.base_digest != self.replica.digest:
-            raise Refused(
-                f"it starts from state {contribution.base_digest.hex()[:16]}, "
-                f"the swarm's after round {log.head.round} is {self.replica.digest.hex()[:16]}: load the state again"
+        log = self.replica.log
+        if contribution.run_id == log.run_id and 0 < contribution.round <= log.head.round:
+            return swarm_pb2.SubmitReply(fetched=True).SerializeToString()  # too late to say: the record tells
+        key = sender.public_key, contribution.payload_hash
+        known = self.state.submissions.get(sender.public_key)
+        if known is not None and known.payload_hash == contribution.payload_hash:
+            return swarm_pb2.SubmitReply(fetched=known.norm is not None).SerializeToString()
+        if reason := header_fault(contribution, self.replica):
+            return _refusal(reason)
+        was_here = self.replica.blobs.has(contribution.payload_hash)
+        self._headers[key] = Header(signed, contribution, was_here)
+        effects = self._step(
+            sequencer.Offered(
+                sequencer.Submission(
+                    sender.public_key,
+                    contribution.payload_hash,
+                    contribution.tokens,
+                    Ranges.from_protos(contribution.consumed),
+                    contribution.payload_bytes,
+                    signed.ByteSize(),
+                )
             )
-        submission = sequencer.Submission(
-            sender.public_key, contribution.payload_hash, contribution.tokens, Ranges.from_protos(contribution.consumed)
         )
-        self._headers.setdefault(sender.public_key, signed)
-        effects = self._step(sequencer.Offered(submission))
         for effect in effects:
             if isinstance(effect, sequencer.Refuse):
-                if sender.public_key not in self.state.submissions:
-                    self._headers.pop(sender.public_key, None)
-                return swarm_pb2.SubmitReply(refusal=effect.reason).SerializeToString()
+                del self._headers[key]
+                return _refusal(effect.reason)
         return swarm_pb2.SubmitReply().SerializeToString()
 
     async def _on_watch(self, sender: PeerId, body: bytes) -> bytes:
         request = parse(body, swarm_pb2.WatchRequest)
         if request.run_id != self.replica.log.run_id:
             raise Refused("this node sequences another run")
-        if request.version == self.version and request.wait_seconds > 0:
-            await self._changed.wait(min(request.wait_seconds, MAX_WATCH_SECONDS))
+        if self._watching[sender] >= MAX_WATCHES:
+            raise Refused("busy: this peer watches already; try again later")
+        self._watching[sender] += 1
+        try:
+            if request.version == self.version and request.wait_seconds > 0:
+                await self._changed.wait(min(request.wait_seconds, MAX_WATCH_SECONDS))
+        finally:
+            self._watching[sender] -= 1
+            if not self._watching[sender]:
+                del self._watching[sender]
         return self.view().SerializeToString()
 
     def view(self) -> swarm_pb2.WatchReply:
         """What every follower should know now."""
         state, log = self.state, self.replica.log
         now = asyncio.get_running_loop().time()
-        applied = self.replica.state.round == log.head.round
         snapshots = self.replica.snapshots.rounds()
         return swarm_pb2.WatchReply(
             version=self.version,
             term=self.term,
             head_round=log.head.round,
             head_hash=log.head.hash,
-            head_digest=self.replica.digest if applied else b"",
+            head_digest=self.replica.digest if self._applied.is_set() else b"",
             closing=state.closing is not None,
             closes_in_seconds=max(0.0, state.deadline - now) if state.closing is not None else 0.0,
             announced=[
                 swarm_pb2.Announcement(
                     payload_hash=item.payload_hash,
-                    payload_bytes=open_signed(self._headers[peer], log_pb2.Contribution).payload_bytes,
-                    peer=peer,
+                    payload_bytes=item.payload_bytes,
+                    peer=item.peer,
                 )
-                for peer, item in state.submissions.items()
+                for item in state.submissions.values()
                 if item.norm is not None
             ],
             sources=[peer.public_key for peer, guest in self.guests.items() if guest.presence.can_serve],
@@ -368,10 +373,11 @@ class Leader:
         self.version += 1
         self._changed.beat()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -379,16 +385,5 @@ class Leader:
             self._failure = task.exception()
 
 
-def presence_fault(presence: swarm_pb2.Presence, run_id: bytes) -> str:
-    """Why a presence from outside makes no sense; empty when it does."""
-    if presence.run_id != run_id:
-        return "this node sequences another run; check the ticket"
-    numbers = (presence.loss, presence.tokens_per_second)
-    if not all(math.isfinite(value) for value in numbers) or presence.tokens_per_second < 0:
-        return "a figure of the heartbeat is not a finite number"
-    labels = (presence.name, presence.team, presence.phase, presence.hardware)
-    if any(len(label) > MAX_LABEL_CHARACTERS or not label.isprintable() for label in labels):
-        return f"names have at most {MAX_LABEL_CHARACTERS} printable characters"
-    if len(presence.addresses) > 32 or not well_formed(presence.held):
-        return "the heartbeat lists too many addresses, or ranges that are not sorted and disjoint"
-    return ""
+def _refusal(reason: str) -> bytes:
+    return swarm_pb2.SubmitReply(refusal=reason).SerializeToString()

@@ -94,16 +94,19 @@ class Link:
         """Hand a contribution's header in; the sequencer then fetches the payload. May be repeated.
 
         Raises:
-            UnreachableError: no answer.
-            Refused: with the reason.
+            UnreachableError: no answer, or none about the contribution (too busy, say): it may be in the round or not.
+            Refused: with the reason; it will not be merged.
         """
         request = swarm_pb2.SubmitRequest(contribution=contribution)
-        reply = parse(
-            await self.swarm.call(
-                self.sequencer, "submit", request.SerializeToString(), timeout_seconds=2 * CALL_SECONDS
-            ),
-            swarm_pb2.SubmitReply,
-        )
+        try:
+            reply = parse(
+                await self.swarm.call(
+                    self.sequencer, "submit", request.SerializeToString(), timeout_seconds=2 * CALL_SECONDS
+                ),
+                swarm_pb2.SubmitReply,
+            )
+        except Refused as error:  # not the sequencer's word on the contribution, which comes in the reply
+            raise UnreachableError(f"the sequencer does not take it at the moment: {error}") from None
         if reply.refusal:
             raise Refused(reply.refusal)
         return reply
