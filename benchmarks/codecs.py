@@ -4,7 +4,7 @@ A llama of 13 million parameters is trained on the source of Python's standard l
 give the pseudo-gradient. Every codec encodes, opens (validates) and decodes it several times; the best time counts,
 since other programs can only add to it. The error is that of one payload without error feedback.
 
-    python benchmarks/codecs.py --dir runs/codecs [--threads 2] [--write docs/codecs.md]
+    python -m benchmarks.codecs --dir runs/codecs [--threads 2] [--write docs/codecs.md]
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.tables import write_between_markers
 from configs.load import parse
 from coordinator.prepare import prepare
 from peer.codecs import CODECS, Payload, encode, open_payload
@@ -37,7 +38,6 @@ STEPS = 20
 ROUND_SECONDS = 300.0
 ROUND_PARAMETERS = 100_000_000
 ROUND_PEERS = 8
-MARKERS = ("<!-- measured: begin -->\n", "<!-- measured: end -->\n")
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def table(rows: list[Row], count: int, threads: int) -> str:
 
     lines = [
         f"Measured on {million:.1f} M parameters with {threads} thread(s) of {processor()}, torch {torch.__version__},"
-        f" numpy {np.__version__}, by `python benchmarks/codecs.py --dir runs/codecs --threads {threads}`."
+        f" numpy {np.__version__}, by `python -m benchmarks.codecs --dir runs/codecs --threads {threads}`."
         f" M/s is million parameters per second. The last column is what a round of {ROUND_SECONDS:.0f} s spends on"
         f" the codec with a model of {ROUND_PARAMETERS / 1e6:.0f} M parameters and {ROUND_PEERS} peers: encode one"
         " contribution, decode it for the error feedback, open and apply all.",
@@ -199,12 +199,6 @@ def processor() -> str:
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def write_between_markers(path: Path, text: str) -> None:
-    before, rest = path.read_text(encoding="utf-8").split(MARKERS[0])
-    after = rest.split(MARKERS[1])[1]
-    path.write_text(before + MARKERS[0] + text + MARKERS[1] + after, encoding="utf-8")
 
 
 def main() -> None:
