@@ -27,7 +27,8 @@ from peer.log.chain import Log
 from peer.log.replica import CALL_SECONDS, Replica
 from peer.log.state import State
 from peer.messages import parse
-from peer.node import Labels, Node
+from peer.node import Node
+from peer.presence import Labels
 from peer.pulse import Pulse
 from peer.rounds.contributor import Contributor
 from peer.rounds.link import Link

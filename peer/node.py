@@ -12,21 +12,19 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
 
-import torch
-
+from peer.background import Background, cancel, unless, whole
 from peer.data.feed import Feed
-from peer.errors import CommonweightsError, Refused, UnreachableError
-from peer.identity import PeerId
+from peer.errors import CommonweightsError, DataError, Refused, UnreachableError, VerificationError
 from peer.log.chain import Entry
 from peer.log.replica import Diverged, Replica
+from peer.presence import Labels, Tally
 from peer.pulse import Pulse
 from peer.rounds.contributor import Contributor
 from peer.rounds.directory import ANNOUNCE_SECONDS, announce_peer
 from peer.rounds.link import Link
+from peer.rounds.prefetch import Prefetch
 from peer.rounds.ranges import Ranges
 from peer.rounds.sequencer import TRAINING
 from peer.rounds.work import Work
@@ -36,33 +34,7 @@ logger = logging.getLogger(__name__)
 
 FAREWELL_SECONDS = 4.0  # for handing in what there is when told to stop
 RETRY_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class Labels:
-    """What a peer says about itself. Shown, never trusted."""
-
-    name: str = ""
-    team: str = ""
-    hardware: str = ""
-
-
-@dataclass
-class Tally:
-    """What this process did, for the summary at its end."""
-
-    tokens: int = 0
-    compute_seconds: float = 0.0
-    started: float = field(default_factory=time.monotonic)
-    loss: float = 0.0
-    tokens_per_second: float = 0.0  # of the last steps, smoothed
-
-    def add(self, tokens: int, loss: float, seconds: float) -> None:
-        self.tokens += tokens
-        self.compute_seconds += seconds
-        self.loss = loss
-        speed = tokens / seconds if seconds > 0 else 0.0
-        self.tokens_per_second = speed if not self.tokens_per_second else 0.8 * self.tokens_per_second + 0.2 * speed
+MENDABLE = (UnreachableError, Refused, VerificationError, DataError)  # by waiting, or by asking somebody else
 
 
 class Node:
@@ -90,11 +62,13 @@ class Node:
         self.on_event: Callable[[str], None] = link.on_event
         self.changed: Pulse = link.changed
         self._encoding = False  # a contribution is being made
+        self._complaint = ""  # the last reason why the run could not be followed
         self._not_before = 0.0  # loop time; after a refusal, the next attempt waits
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()  # report now, not at the next heartbeat
         self._handing_in: asyncio.Task[None] | None = None
-        self._side_tasks: set[asyncio.Task[None]] = set()
+        self._beside = Background()
+        self._prefetch = Prefetch(replica, self._beside)
 
     # --- the story --------------------------------------------------------------------------------------------------
 
@@ -104,17 +78,24 @@ class Node:
         Raises:
             CommonweightsError: something that waiting does not mend, such as a full disk.
         """
-        await self._sync()
-        helpers = [asyncio.create_task(task) for task in (self.link.follow(), self._keep_up(), self._report())]
-        work = asyncio.create_task(self._work())
         try:
-            await asyncio.wait([work, *helpers], return_when=asyncio.FIRST_COMPLETED)
-            for task in (*helpers, work):
-                if task.done():
-                    task.result()  # a helper only ends with an error
-            await self._farewell()
+            if not await unless(self._stopping, self._sync()):
+                return
+            work, *helpers = [
+                asyncio.create_task(task)
+                for task in (self._work(), self.link.follow(), self._keep_up(), self._report())
+            ]
+            try:
+                failed = self._beside.failed
+                await asyncio.wait([work, *helpers, failed], return_when=asyncio.FIRST_COMPLETED)
+                for task in (failed, *helpers, work):
+                    if task.done():
+                        task.result()  # helpers only end with an error
+                await self._farewell()
+            finally:
+                await cancel(work, *helpers)
         finally:
-            await _cancel(work, *helpers, *self._side_tasks, *([self._handing_in] if self._handing_in else []))
+            await self._beside.end()
         async with self.contributor.lock:
             await self.replica.keep_snapshot(self.spec.snapshots.keep)
             await self.contributor.save()
@@ -127,16 +108,20 @@ class Node:
     async def _sync(self) -> None:
         """Come to the head: records, then state, then the local weights."""
         await self.replica.fetch_records(self.link.swarm, self.link.sequencer)
-        await self.replica.join(self.link.swarm, self.link.view.head_digest)
+        try:
+            await self.replica.join(self.link.swarm, self.link.view.head_digest)
+        except Diverged as error:
+            self.on_event(f"{error}; loading the swarm's state instead")
+            await self.replica.reload(self.link.swarm, self.link.view.head_digest)
         if not self.replica.snapshots.rounds():  # where a replay of this folder starts
             await self.replica.keep_snapshot(self.spec.snapshots.keep)
         contributor = self.contributor
         await contributor.load()
-        await contributor.account_for(*self.replica.log.entries)
+        await contributor.account()
         await contributor.begin()
         if (submitted := contributor.backlog.submitted) is not None:  # before a restart, and its round is still open
             signed = log_pb2.Signed.FromString(submitted.header)
-            self._handing_in = asyncio.create_task(self._submit(signed, submitted.round))
+            self._handing_in = self._beside.start(self._submit(signed, submitted.round))
         self.on_event(f"in sync at round {self.replica.state.round}")
 
     async def _work(self) -> None:
@@ -176,24 +161,32 @@ class Node:
         self.tally.add(result.tokens, result.loss, result.seconds)
 
     async def _contribute(self, early: bool = False) -> None:
-        """Read the weights at once, so that training may go on; encoding and handing in happen beside it."""
-        await self.contributor.lock.acquire()  # until encoded: no record may move theta in between
-        if not self._can_contribute() or not (early or self._time_to_contribute()):
-            self.contributor.lock.release()  # a record came in while waiting for the lock
-            return
-        self._encoding = True
-        local = await self.contributor.read_weights()
-        self._handing_in = asyncio.create_task(self._hand_in(local, self.replica.state.round + 1))
+        """Hand in beside training, which goes on as soon as the weights are read."""
+        read = asyncio.Event()
+        self._handing_in = self._beside.start(self._hand_in(early, read))
+        await read.wait()
 
-    async def _hand_in(self, local: torch.Tensor, round_: int) -> None:
+    async def _hand_in(self, early: bool, read: asyncio.Event) -> None:
         try:
+            async with self.contributor.lock:  # until encoded: no record may move theta in between
+                if not self._can_contribute() or not (early or self._time_to_contribute()):
+                    return  # a record came in while waiting for the lock
+                round_ = self.replica.state.round + 1
+                signed = await whole(self._encode(round_, read))
+        finally:
+            read.set()
+        await self._submit(signed, round_)
+
+    async def _encode(self, round_: int, read: asyncio.Event) -> log_pb2.Signed:
+        self._encoding = True
+        try:
+            local = await self.contributor.read_weights()
+            read.set()
             self.phase = "encoding"
-            signed = await self.contributor.contribution(local, round_, self.feed.private_data)
+            return await self.contributor.contribution(local, round_, self.feed.private_data)
         finally:
             self._encoding = False
-            self.contributor.lock.release()
             self.changed.beat()
-        await self._submit(signed, round_)
 
     async def _submit(self, signed: log_pb2.Signed, round_: int) -> None:
         """Hand a contribution in, again and again until its round is over: a restarted sequencer has forgotten it."""
@@ -208,7 +201,7 @@ class Node:
                 pause = 5 * heartbeat if reply.fetched else min(heartbeat, 0.5)
             except Refused as error:
                 async with self.contributor.lock:
-                    await self.contributor.take_back(round_, str(error))
+                    await whole(self.contributor.take_back(round_, str(error)))
                 self._not_before = asyncio.get_running_loop().time() + RETRY_SECONDS
                 self.changed.beat()
                 return
@@ -228,14 +221,13 @@ class Node:
                 if self.replica.state.round < self.replica.log.head.round:
                     await self._apply_next()
                     continue
-                self._prefetch(view)
+                self._prefetch.look(view)
                 if view.head_round == self.replica.state.round and view.head_digest not in (b"", self.replica.digest):
                     raise Diverged(f"after round {view.head_round} this peer's state is not the swarm's")
             except Diverged as error:
                 await self._reload(error)
-            except (UnreachableError, Refused) as error:
-                self.on_event(f"cannot follow the run at the moment, trying again: {error}")
-                await asyncio.sleep(RETRY_SECONDS)
+            except MENDABLE as error:
+                await self._complain(f"cannot follow the run at the moment, trying again: {error}")
             if self.link.view is view:
                 await self.changed.wait(5.0)
 
@@ -244,11 +236,16 @@ class Node:
         await self.replica.fetch_payloads(entry)
         async with self.contributor.lock:
             self.phase = "applying"
-            await self.contributor.settle_now()
-            await self.replica.apply_next()
-            await self.contributor.account_for(entry)
-            await self.contributor.rebase()
+            await whole(self._apply())
+        self._complaint = ""
         await self._after_round(entry)
+
+    async def _apply(self) -> None:
+        """Bring theta, feedback, backlog and local weights over one record, together."""
+        await self.contributor.settle_now()
+        await self.replica.apply_next()
+        await self.contributor.account()
+        await self.contributor.rebase()
 
     async def _after_round(self, entry: Entry) -> None:
         self._hurry.set()
@@ -256,49 +253,32 @@ class Node:
         snapshots = self.spec.snapshots
         if entry.round % snapshots.every_rounds == 0:
             await self.replica.keep_snapshot(snapshots.keep)
-            await asyncio.to_thread(self._drop_old_payloads)
-
-    def _drop_old_payloads(self) -> None:
-        """Payloads older than the oldest snapshot are the archive's business."""
-        oldest = self.replica.snapshots.rounds()[0]
-        for entry in self.replica.log.entries[max(1, oldest - 2 * self.spec.snapshots.every_rounds) : oldest + 1]:
-            for _, item in entry.contributions:
-                self.replica.blobs.delete(item.payload_hash)
+            await asyncio.to_thread(self.replica.drop_old_payloads)
 
     async def _reload(self, reason: Diverged) -> None:
         """Take the swarm's state instead of this one. What was settled stays in the error-feedback buffer."""
         self.on_event(f"{reason}; loading it again")
         self.phase = "syncing"
-        async with self.contributor.lock:
-            await self.contributor.settle_now()
-            try:
+        try:
+            async with self.contributor.lock:
+                await whole(self.contributor.settle_now())
                 await self.replica.reload(self.link.swarm, self.link.view.head_digest)
-            except (UnreachableError, Diverged) as error:
-                self.on_event(f"the state could not be loaded, trying again: {error}")
-                await asyncio.sleep(RETRY_SECONDS)
-                return
-            await self.contributor.account_for(*self.replica.log.entries)
-            await self.contributor.rebase()
+                await whole(self._take_up())
+        except MENDABLE as error:
+            await self._complain(f"the state could not be loaded, trying again: {error}")
+            return
         self.on_event(f"in sync again at round {self.replica.state.round}")
 
-    def _prefetch(self, view: swarm_pb2.WatchReply) -> None:
-        """Fetch contributions to the open round before its record exists."""
-        for item in view.announced:
-            if len(item.payload_hash) == len(item.peer) == 32 and not self.replica.blobs.has(item.payload_hash):
-                self._beside(self.replica.fetch_blob(item.payload_hash, item.payload_bytes, PeerId(item.peer)))
+    async def _take_up(self) -> None:
+        await self.contributor.account()
+        await self.contributor.rebase()
 
-    def _beside(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do something that may fail without harm, while the rest goes on."""
-
-        async def quietly() -> None:
-            try:
-                await work
-            except CommonweightsError as error:
-                logger.debug("given up: %s", error)  # a payload is fetched again, loudly, when its record is there
-
-        task = asyncio.create_task(quietly())
-        self._side_tasks.add(task)
-        task.add_done_callback(self._side_tasks.discard)
+    async def _complain(self, reason: str) -> None:
+        """Say it once, and wait a little before the next attempt."""
+        if reason != self._complaint:
+            self._complaint = reason
+            self.on_event(reason)
+        await asyncio.sleep(RETRY_SECONDS)
 
     # --- heartbeats -------------------------------------------------------------------------------------------------
 
@@ -309,7 +289,7 @@ class Node:
             await self._heartbeat()
             if time.monotonic() - announced > ANNOUNCE_SECONDS:
                 announced = time.monotonic()
-                self._beside(announce_peer(self.link.swarm, self.presence()))
+                self._beside.start(announce_peer(self.link.swarm, self.presence()))
             try:
                 async with asyncio.timeout(self.spec.timing.heartbeat_seconds):
                     await self._hurry.wait()
@@ -399,9 +379,3 @@ class Node:
         handed_in = self._encoding or self.contributor.backlog.submitted is not None
         closed = self.link.view.paused or self.replica.log.finished
         return (handed_in and not self.spec.round.overlap) or self._at_cap() or closed
-
-
-async def _cancel(*tasks: asyncio.Task[Any]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -81,13 +81,21 @@ class Replica:
                 await swarm.call(peer, "records", request.SerializeToString(), timeout_seconds=CALL_SECONDS),
                 swarm_pb2.RecordsReply,
             )
-            added.extend(self.log.append(signed) for signed in reply.records)
+            for signed in reply.records:
+                added.append(self.log.append(signed))
+                await asyncio.sleep(0)  # each is written durably: others want to be heard in between
             if not reply.records:
                 break
         return added
 
     async def fetch_payloads(self, entry: Entry) -> None:
-        """Have every payload of a record in the blob store."""
+        """Have every payload of a record in the blob store, as its maker signed it.
+
+        Raises:
+            UnreachableError: nobody could give one.
+            VerificationError: one is damaged here, and there is nobody to ask for it.
+        """
+        await asyncio.to_thread(self._drop_damaged, entry)
         await asyncio.gather(
             *(
                 self.fetch_blob(item.payload_hash, item.payload_bytes, PeerId(signer))
@@ -106,28 +114,40 @@ class Replica:
             await self.exchange.fetch(hash_, size, sources, deadline_seconds=PAYLOAD_SECONDS)
 
     async def apply_next(self) -> Entry:
-        """Apply the record after the state: fetch what it needs, check where it starts, step.
+        """Apply the record after the state, whose payloads are here: check where it starts, step.
 
         Raises:
             Diverged: the record starts from another state than this one.
-            UnreachableError: a payload could not be had.
+            PayloadError, DataError: a payload does not decode or is not here; the state is as before.
         """
         entry = self.log.entries[self.state.round + 1]
         if entry.record.base_digest != self.digest:
             raise Diverged(f"round {entry.round}: this state's digest is {self.digest.hex()[:16]}, the log says "
                            f"{entry.record.base_digest.hex()[:16]}")  # fmt: skip
-        await self.fetch_payloads(entry)
         self.digest = await self.compute(apply_entry, self.state, entry, self.log, self.blobs)
         return entry
 
     async def catch_up(self) -> None:
         """Apply every record of the log that the state does not have yet."""
         while self.state.round < self.log.head.round:
+            await self.fetch_payloads(self.log.entries[self.state.round + 1])
             await self.apply_next()
 
     async def compute(self, function: Callable[..., T], *arguments: object) -> T:
         """Run something heavy in the thread that owns the state."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+    def _drop_damaged(self, entry: Entry) -> None:
+        for signer, item in entry.contributions:
+            if not self.blobs.has(item.payload_hash) or self.blobs.check(item.payload_hash):
+                continue
+            whose = f"round {entry.round}: the contribution of {PeerId(signer).short}"
+            if not self._sources():
+                raise VerificationError(
+                    f"{whose} is damaged on this disk: {self.blobs.path(item.payload_hash)}; restore it from a backup"
+                )
+            logger.warning("%s is damaged on this disk; it is fetched again", whose)
+            self.blobs.delete(item.payload_hash)
 
     # --- snapshots --------------------------------------------------------------------------------------------------
 
@@ -135,6 +155,16 @@ class Replica:
         """Store the present state as chunks and drop old snapshots."""
         await self.compute(self.snapshots.save, self.state, self.log.run_id)
         await self.compute(self.snapshots.prune, keep, always)
+
+    def drop_old_payloads(self) -> None:
+        """Payloads older than the oldest snapshot are the archive's business."""
+        oldest = self.snapshots.rounds()[0]
+        first = max(1, oldest - 2 * self.log.spec.snapshots.every_rounds)
+        needed = {item.payload_hash for entry in self.log.entries[oldest + 1 :] for _, item in entry.contributions}
+        for entry in self.log.entries[first : oldest + 1]:
+            for _, item in entry.contributions:
+                if item.payload_hash not in needed:
+                    self.blobs.delete(item.payload_hash)
 
     async def restore(self) -> bool:
         """Load the newest snapshot of this node that fits its log; False if there is none."""
@@ -206,6 +236,9 @@ class Replica:
 
     async def _fetch_state(self, manifest: log_pb2.StateManifest) -> None:
         sizes = [len(chunk) for chunk in self.state.chunks()]
+        if len(sizes) != len(manifest.chunk_hashes):
+            raise VerificationError(f"round {manifest.round}: the state has {len(sizes)} chunks, the snapshot "
+                                    f"{len(manifest.chunk_hashes)}")  # fmt: skip
         gate = asyncio.Semaphore(4)
 
         async def one(hash_: bytes, size: int) -> None:
@@ -243,8 +276,8 @@ def apply_entry(state: State, entry: Entry, log: Log, blobs: BlobStore) -> bytes
 
     Every replica computes the same bits: record order, fp32, elementwise operations only (see `aggregate`).
     """
-    state.round = entry.round
     if entry.record.final:  # nothing to merge; momentum must not move the weights once more
+        state.round = entry.round
         return entry.record.base_digest
     outer = log.spec.outer
     contributions = [
@@ -258,7 +291,9 @@ def apply_entry(state: State, entry: Entry, log: Log, blobs: BlobStore) -> bytes
             contributions,
             aggregate.OuterStep(outer.learning_rate, outer.momentum, outer.nesterov),
         )
-    return state.digest()
+    digest = state.digest()
+    state.round = entry.round  # last: whoever looks meanwhile sees the round before
+    return digest
 
 
 __all__ = ["Diverged", "Replica", "apply_entry", "digest_after"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 
 from peer.errors import VerificationError
-from peer.exchange.blobs import BlobStore
+from peer.exchange.blobs import HASH_BYTES, BlobStore
 from peer.log.chain import Log
 from peer.log.state import CHUNK_BYTES, State, manifest_digest
 from protos import log_pb2
@@ -41,26 +41,26 @@ class Snapshots:
     def manifest(self, round_: int) -> log_pb2.StateManifest:
         """Raises VerificationError when the file is damaged."""
         try:
-            return log_pb2.StateManifest.FromString(self._path(round_).read_bytes())
+            manifest = log_pb2.StateManifest.FromString(self._path(round_).read_bytes())
         except (OSError, DecodeError) as error:
             raise VerificationError(f"round {round_}: the snapshot's manifest cannot be read: {error}") from None
+        if manifest.round != round_ or any(len(hash_) != HASH_BYTES for hash_ in manifest.chunk_hashes):
+            raise VerificationError(f"round {round_}: the snapshot's manifest is damaged")
+        return manifest
 
     def load(self, manifest: log_pb2.StateManifest, state: State) -> None:
         """Fill `state` from chunks that are all in the store.
 
         Raises:
-            VerificationError: a chunk is missing or damaged.
+            VerificationError: a chunk is missing or damaged; `state` is as before.
         """
-
-        def chunks() -> object:
-            for hash_ in manifest.chunk_hashes:
-                if not self.blobs.check(hash_):
-                    raise VerificationError(
-                        f"round {manifest.round}: state chunk {hash_.hex()[:16]} is missing or damaged"
-                    )
-                yield self.blobs.read(hash_)
-
-        state.load_chunks(chunks())  # type: ignore[arg-type]
+        sizes = [len(chunk) for chunk in state.chunks()]
+        if len(sizes) != len(manifest.chunk_hashes):
+            raise VerificationError(f"round {manifest.round}: the snapshot is of a state of another size")
+        for hash_, size in zip(manifest.chunk_hashes, sizes, strict=True):
+            if not self.blobs.check(hash_) or self.blobs.size(hash_) != size:
+                raise VerificationError(f"round {manifest.round}: state chunk {hash_.hex()[:16]} is missing or damaged")
+        state.load_chunks(self.blobs.read(hash_) for hash_ in manifest.chunk_hashes)
         state.round = manifest.round
 
     def prune(self, keep: int, always: frozenset[int] = frozenset()) -> None:
@@ -68,12 +68,19 @@ class Snapshots:
         shares."""
         rounds = self.rounds()
         gone = [round_ for round_ in rounds[:-keep] if round_ not in always]
-        needed = {hash_ for round_ in rounds if round_ not in gone for hash_ in self.manifest(round_).chunk_hashes}
+        needed = {hash_ for round_ in rounds if round_ not in gone for hash_ in self._chunks(round_)}
         for round_ in gone:
-            chunks = set(self.manifest(round_).chunk_hashes)
+            chunks = self._chunks(round_)
             self._path(round_).unlink()
             for hash_ in chunks - needed:
                 self.blobs.delete(hash_)
+
+    def _chunks(self, round_: int) -> set[bytes]:
+        """None of a manifest that is damaged: nobody can use it, and its chunks stay if they are not shared."""
+        try:
+            return set(self.manifest(round_).chunk_hashes)
+        except VerificationError:
+            return set()
 
     def _path(self, round_: int) -> Path:
         return self.folder / f"{round_:08d}.manifest"

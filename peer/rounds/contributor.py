@@ -7,8 +7,8 @@ The two arithmetic facts to know:
 
 `anchor` is what the local progress not yet in `e` is measured from: where the round began, or the local weights when
 they were settled last. k is `codec.keep_unsent`: a peer goes on from weights that still hold a part of what it learnt
-and could not send yet; its next steps then fit to what it will send. Nothing is ever lost but by a kill: what was not merged is in the local weights, in `e`, or in a payload that goes
-back into `e`.
+and could not send yet; its next steps then fit to what it will send. Nothing is ever lost but by a kill: what was not
+merged is in the local weights, in `e`, or in a payload that goes back into `e`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from peer.codecs import open_payload
 from peer.errors import CommonweightsError
 from peer.identity import Identity
-from peer.log.chain import Entry
+from peer.log.chain import most_private_tokens
 from peer.log.replica import Replica
 from peer.rounds.feedback import ErrorFeedback
 from peer.rounds.work import Backlog
@@ -95,11 +95,17 @@ class Contributor:
             await self.settle(await self.read_weights())
 
     async def contribution(self, local: torch.Tensor, round_: int, private_data: str = "") -> log_pb2.Signed:
-        """Settle, encode, store the payload and sign the header. The caller holds the lock."""
+        """Settle, encode, store the payload and sign the header. The caller holds the lock.
+
+        Raises:
+            CommonweightsError: the payload could not be stored; the work is in the error-feedback buffer.
+        """
         await self.settle(local)
-        payload = await self.replica.compute(self.feedback.encode, self.codec)
-        payload_hash = await asyncio.to_thread(self.replica.blobs.put, payload)
+        payload_hash, payload_bytes = await self.replica.compute(self._encode)
+        self._forget_kept()
         work = self.backlog.settled
+        if private_data:
+            work = work.at_most(most_private_tokens(self.replica.log.spec))
         signed = sign(
             log_pb2.Contribution(
                 run_id=self.replica.log.run_id,
@@ -112,7 +118,7 @@ class Contributor:
                 mean_loss=work.mean_loss,
                 codec=self.codec,
                 payload_hash=payload_hash,
-                payload_bytes=len(payload),
+                payload_bytes=payload_bytes,
                 train_seconds=work.train_seconds,
                 private_data=private_data,
             ),
@@ -123,19 +129,23 @@ class Contributor:
 
     # --- and back ---------------------------------------------------------------------------------------------------
 
-    async def account_for(self, *entries: Entry) -> None:
-        """See whether the submitted contribution was merged; if its round is over without it, take the work back."""
+    async def account(self) -> None:
+        """See whether the submitted contribution was merged; if its round is over without it, take the work back.
+
+        A function of the log alone, so that it does not matter how the state came past that round. The caller holds the
+        lock.
+        """
+        submitted = self.backlog.submitted
+        if submitted is None or submitted.round > self.replica.state.round:
+            return
         own = self.identity.peer_id.public_key
-        for entry in entries:
-            submitted = self.backlog.submitted
-            if submitted is None or entry.round != submitted.round:
-                continue
-            if (own, submitted.payload_hash) in [(signer, item.payload_hash) for signer, item in entry.contributions]:
-                self.backlog = self.backlog.merged()
-                self.merged_rounds += 1
-                continue
-            reasons = [refused.reason for refused in entry.record.refused if refused.peer == own]
-            await self.take_back(entry.round, reasons[0] if reasons else "it came too late")
+        entry = self.replica.log.entries[submitted.round]
+        if (own, submitted.payload_hash) in [(signer, item.payload_hash) for signer, item in entry.contributions]:
+            self.backlog = self.backlog.merged()
+            self.merged_rounds += 1
+            return
+        reasons = [refused.reason for refused in entry.record.refused if refused.peer == own]
+        await self.take_back(entry.round, reasons[-1] if reasons else "it came too late")
 
     async def take_back(self, round_: int, reason: str) -> None:
         """A contribution will not be merged: its values return to the error feedback, its tokens to the backlog.
@@ -145,9 +155,12 @@ class Contributor:
         submitted = self.backlog.submitted
         if submitted is None or submitted.round != round_:
             return
-        self.on_event(f"contribution to round {round_} was not merged: {reason}; kept for the next")
-        await self.replica.compute(self._put_back, submitted.payload_hash)
-        self.backlog = self.backlog.returned()
+        if await self.replica.compute(self._put_back, submitted.payload_hash):
+            self.on_event(f"contribution to round {round_} was not merged: {reason}; kept for the next")
+            self.backlog = self.backlog.returned()
+        else:  # its tokens must not be credited without it
+            self.on_event(f"contribution to round {round_} was not merged: {reason}; it is lost, its file is gone")
+            self.backlog = self.backlog.merged()
 
     async def begin(self) -> None:
         """Start training from the present theta."""
@@ -174,20 +187,34 @@ class Contributor:
         self.trainer.parameters.write(start if progress is None else progress.add_(start))
         self._settled = False
 
-    def _put_back(self, payload_hash: bytes) -> None:
-        if self.replica.blobs.check(payload_hash):
-            self.feedback.put_back(open_payload(self.replica.blobs.read(payload_hash), self.feedback.buffer.numel()))
+    def _encode(self) -> tuple[bytes, int]:
+        """Move what the codec can say from the buffer into a stored payload: its hash and size in bytes."""
+        payload = self.feedback.encode(self.codec)
+        try:
+            return self.replica.blobs.put(payload), len(payload)
+        except CommonweightsError:
+            self.feedback.put_back(open_payload(payload, self.feedback.buffer.numel()))
+            raise
+
+    def _put_back(self, payload_hash: bytes) -> bool:
+        blobs = self.replica.blobs
+        if not blobs.check(payload_hash):
+            return False
+        self.feedback.put_back(open_payload(blobs.read(payload_hash), self.feedback.buffer.numel()))
+        blobs.delete(payload_hash)
+        return True
 
     # --- across restarts --------------------------------------------------------------------------------------------
 
     async def load(self) -> None:
-        """Take up what an earlier start kept, and start training from theta."""
+        """Take up what an earlier start kept."""
         self.backlog = Backlog.load(self.folder / "backlog.json")
-        if (path := self.folder / "feedback.safetensors").exists():
-            try:
-                self.feedback.load(path)
-            except CommonweightsError as error:
-                self.on_event(f"starting with empty error feedback: {error}")
+        try:
+            self.feedback.load(self.folder / "feedback.safetensors")
+        except CommonweightsError as error:
+            if self.backlog.settled.tokens:
+                self.on_event(f"work of the last start is lost: {error}")
+            self.backlog = self.backlog.dropped()  # tokens without their values
         if (path := self.folder / "optimizer.safetensors").exists():
             await self.on_device(self.trainer.load_optimizer, path)
 
@@ -198,3 +225,8 @@ class Contributor:
         await self.replica.compute(self.feedback.save, self.folder / "feedback.safetensors")
         await self.on_device(self.trainer.save_optimizer, self.folder / "optimizer.safetensors")
         self.backlog.save(self.folder / "backlog.json")
+
+    def _forget_kept(self) -> None:
+        """What the last start kept is on its way. After a kill it would be sent a second time."""
+        for name in ("backlog.json", "feedback.safetensors"):
+            (self.folder / name).unlink(missing_ok=True)

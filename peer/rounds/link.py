@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 
 from peer.errors import CommonweightsError, Refused, UnreachableError
@@ -15,8 +16,10 @@ from peer.identity import PeerId
 from peer.messages import parse
 from peer.pulse import Pulse
 from peer.rounds import directory
+from peer.rounds.ranges import well_formed
 from peer.swarm import Swarm
 from protos import log_pb2, swarm_pb2
+from protos.signing import HASH_BYTES, PUBLIC_KEY_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +27,9 @@ CALL_SECONDS = 10.0
 WATCH_SECONDS = 15.0
 FIRST_PAUSE_SECONDS = 0.5
 MAX_PAUSE_SECONDS = 15.0
+MAX_SOURCES = 64  # that a blob is asked of
+MAX_ROUND = 1 << 32
+MAX_WORDS = 500
 
 
 class Link:
@@ -46,6 +52,7 @@ class Link:
         self.view = swarm_pb2.WatchReply()
         self.reachable = True
         self.changed = changed  # beats with every new view
+        self._complaint = ""  # the last reason why a heartbeat was refused
 
     async def connect(self, timeout_seconds: float = 20.0) -> None:
         """First contact.
@@ -83,9 +90,15 @@ class Link:
             reply = await self.swarm.call(
                 self.sequencer, "heartbeat", request.SerializeToString(), timeout_seconds=CALL_SECONDS
             )
-            return parse(reply, swarm_pb2.HeartbeatReply)
+            answer = parse(reply, swarm_pb2.HeartbeatReply)
+            if not (well_formed(answer.leased) and well_formed(answer.revoked)):
+                raise Refused("the answer lists ranges that are not sorted and disjoint")
+            self._complaint = ""
+            return answer
         except Refused as error:
-            self.on_event(f"heartbeat refused: {error}")
+            if str(error) != self._complaint:  # once, not at every heartbeat
+                self._complaint = str(error)
+                self.on_event(f"heartbeat refused: {error}")
         except UnreachableError as error:
             logger.debug("heartbeat: %s", error)
         return None
@@ -114,7 +127,7 @@ class Link:
     @property
     def sources(self) -> list[PeerId]:
         """Who serves blobs: the sequencer first, then peers that can be dialled."""
-        others = [PeerId(key) for key in self.view.sources if len(key) == 32]
+        others = [PeerId(key) for key in self.view.sources[:MAX_SOURCES]]
         return [peer for peer in dict.fromkeys([self.sequencer, *others]) if peer != self.swarm.peer_id]
 
     async def _watch(self, wait_seconds: float) -> swarm_pb2.WatchReply:
@@ -122,7 +135,10 @@ class Link:
         reply = await self.swarm.call(
             self.sequencer, "watch", request.SerializeToString(), timeout_seconds=wait_seconds + CALL_SECONDS
         )
-        return parse(reply, swarm_pb2.WatchReply)
+        view = parse(reply, swarm_pb2.WatchReply)
+        if reason := view_fault(view):
+            raise Refused(f"the answer of the sequencer makes no sense: {reason}")
+        return view
 
     async def _reconnect(self) -> None:
         try:
@@ -136,3 +152,18 @@ class Link:
     def _take(self, view: swarm_pb2.WatchReply) -> None:
         self.view = view
         self.changed.beat()
+
+
+def view_fault(view: swarm_pb2.WatchReply) -> str:
+    """Why a view makes no sense; empty when it does. A sequencer may be of another version, or worse."""
+    if not (math.isfinite(view.closes_in_seconds) and math.isfinite(view.tokens_per_second)):
+        return "a figure is not a finite number"
+    if view.head_round > MAX_ROUND or len(view.head_digest) not in (0, HASH_BYTES):
+        return "its head is not one"
+    if any(len(key) != PUBLIC_KEY_BYTES for key in view.sources):
+        return "a source is not a peer"
+    if any(len(it.payload_hash) != HASH_BYTES or len(it.peer) != PUBLIC_KEY_BYTES for it in view.announced):
+        return "an announcement names no payload or no peer"
+    if len(view.state_words) > MAX_WORDS or not view.state_words.isprintable():
+        return "its words are not fit to print"
+    return ""

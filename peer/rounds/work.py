@@ -40,8 +40,14 @@ class Work:
         lost = self.positions & positions
         if not lost:
             return self
-        tokens = self.tokens - len(lost) * sequence_tokens
-        return replace(self, positions=self.positions - lost, tokens=tokens, loss_sum=self.mean_loss * tokens)
+        if lost == self.positions:  # nor are its steps any that wait to be handed in
+            return Work()
+        left = self.at_most(self.tokens - len(lost) * sequence_tokens)
+        return replace(left, positions=self.positions - lost)
+
+    def at_most(self, tokens: int) -> Work:
+        """Claim no more than so many tokens, at the same mean loss."""
+        return replace(self, tokens=tokens, loss_sum=self.mean_loss * tokens) if tokens < self.tokens else self
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,7 @@ class Backlog:
                     _work(submitted["work"]),
                 ),
             )
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return cls()
 
 
