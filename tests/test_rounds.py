@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from peer.identity import PeerId
 from peer.log.verify import verify
 from peer.rounds import directory
 from peer.rounds.ranges import Ranges
+from peer.rounds.work import Backlog
 from protos import log_pb2, swarm_pb2
 from protos.signing import open_signed, sign
 from tests.in_memory import Swarm, tiny_spec
@@ -145,6 +148,85 @@ async def test_a_coordinator_that_comes_back_goes_on_with_all_credit(tmp_path: P
         await again.begin(2)
         await again.finish()
     assert all(again.coordinator.log.accounts.credit[key] >= tokens for key, tokens in credit.items())
+    assert verify(tmp_path / "coordinator").ok
+
+
+async def test_a_peer_that_cannot_store_its_work_ends_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk is not mended by waiting: the hand-in beside the training must not fail unheard."""
+    async with Swarm(tmp_path, tiny_spec()) as swarm:
+        swarm.start("one", "two")
+        await swarm.begin(2)
+        await swarm.until(lambda: swarm.head() >= 1, "round 1")
+
+        def full(content: bytes) -> bytes:
+            raise CommonweightsError("the disk is full")
+
+        monkeypatch.setattr(swarm.nodes["one"].replica.blobs, "put", full)
+        task = swarm.tasks.pop("one")
+        await swarm.until(task.done, "the peer has ended")
+        with pytest.raises(CommonweightsError, match="the disk is full"):
+            task.result()
+        await swarm.finish()
+
+
+async def test_ctrl_c_during_the_first_sync_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A joiner on a slow link may have minutes of it before it."""
+    async with Swarm(tmp_path, tiny_spec()) as swarm, swarm.joined("one") as node:
+
+        async def for_ever(*arguments: object) -> None:
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(node.replica, "join", for_ever)
+        running = asyncio.create_task(node.run())
+        await asyncio.sleep(0)
+        node.stop()
+        await asyncio.wait_for(running, 10)
+
+
+async def test_a_stop_in_the_middle_of_encoding_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The farewell runs out of time while a large model is being encoded; it is waited for, and what it took out of the
+    buffer is in the backlog that is kept."""
+    monkeypatch.setattr("peer.node.FAREWELL_SECONDS", 0.05)
+    async with Swarm(tmp_path, tiny_spec(run={"rounds": 50})) as swarm:
+        swarm.start("slow")
+        await swarm.begin(1)
+        await swarm.until(lambda: swarm.head() >= 1, "round 1")
+        node = swarm.nodes["slow"]
+        encode, begun = node.contributor.feedback.encode, threading.Event()
+
+        def slowly(codec: str) -> bytes:
+            begun.set()
+            time.sleep(0.5)
+            return encode(codec)
+
+        monkeypatch.setattr(node.contributor.feedback, "encode", slowly)
+        await swarm.until(begun.is_set, "encoding has begun")
+        node.stop()
+        await swarm.until(lambda: swarm.tasks["slow"].done(), "the peer has left")
+        kept = Backlog.load(tmp_path / "slow" / "backlog.json")
+        assert kept.submitted is not None and node.replica.blobs.check(kept.submitted.payload_hash)
+
+
+async def test_a_run_may_end_with_its_tokens(tmp_path: Path) -> None:
+    """No limit of rounds: the final record follows the one that brought the last tokens, and peers leave."""
+    swarm = await trained(tmp_path, 2, run={"rounds": 0, "tokens": 3000})
+    log = swarm.coordinator.log
+    before = log.accounts.tokens - sum(item.tokens for _, item in log.entries[-2].contributions)
+    assert log.finished and before < 3000 <= log.accounts.tokens
+
+
+async def test_a_paused_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Nobody trains for nothing meanwhile, and the round in progress is not lost."""
+    async with Swarm(tmp_path, tiny_spec(run={"rounds": 4})) as swarm:
+        swarm.start("one", "two")
+        await swarm.begin(2)
+        await swarm.until(lambda: swarm.head() >= 1, "round 1")
+        swarm.coordinator.leader.pause(True)
+        await swarm.until(lambda: all(node.phase == "waiting" for node in swarm.nodes.values()), "peers wait")
+        swarm.coordinator.leader.pause(False)
+        await swarm.finish()
     assert verify(tmp_path / "coordinator").ok
 
 
