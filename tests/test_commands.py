@@ -96,7 +96,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of a coordinator that serves an endless run on ports of its own."""
     folder = tmp_path_factory.mktemp("serve")
     config = tiny_config(folder, rounds=0)
-    ports = ("--grpc-port", free_port(), "--swarm-port", free_port())
+    swarm_port = free_port()
+    (folder / "swarm-port").write_text(str(swarm_port))
+    ports = ("--grpc-port", free_port(), "--swarm-port", swarm_port)
     arguments = ("serve", config, "--dir", folder / "run", "--host", "127.0.0.1", *ports, "--json")
     with running(*arguments, program="coordinator.cli") as command:
         until((folder / "run" / "ticket.txt").is_file, "the ticket is written")
@@ -130,10 +132,7 @@ def test_join_with_nothing_but_the_ticket(served: Path, tmp_path: Path) -> None:
 @pytest.mark.xdist_group("serve")
 def test_a_port_in_use_is_said_in_one_line(served: Path, tmp_path: Path) -> None:
     """Exit code 2, the option's name, no traceback."""
-    swarm_port = next(
-        line for line in processes_with("p2pd") if str(os.getpid()) in line or "/ip4/127.0.0.1/tcp/" in line
-    )
-    port = swarm_port.split("/ip4/127.0.0.1/tcp/")[1].split()[0].split("/")[0].split(",")[0]
+    port = (served.parent / "swarm-port").read_text()
     config = tiny_config(tmp_path)
     command = coordinator(
         "serve", config, "--dir", tmp_path / "run", "--host", "127.0.0.1", "--swarm-port", port, "--grpc-port", 0
