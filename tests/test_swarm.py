@@ -434,3 +434,16 @@ async def test_faults_in_memory() -> None:
     network.kill(a.peer_id)
     with pytest.raises(UnreachableError):
         await ask(b)
+
+
+async def test_a_hidden_peer_of_the_memory_network_is_like_one_behind_nat() -> None:
+    """Nobody dials it; whom it dialled talks to it, until it hides again."""
+    network = MemoryNetwork()
+    hidden, other = network.node(), network.node()
+    hidden.serve("echo", echo, max_request_bytes=10)
+    network.hide(hidden.peer_id)
+    assert hidden.addresses == [] and other.addresses
+    with pytest.raises(UnreachableError):
+        await other.call(hidden.peer_id, "echo", b"", timeout_seconds=1)
+    await hidden.connect(other.peer_id, other.addresses, timeout_seconds=1)
+    assert await other.call(hidden.peer_id, "echo", b"hi", timeout_seconds=1) == b"hi"

@@ -3,6 +3,7 @@
 interface.py   what the project knows of a swarm
 wire.py        how a conversation goes over one byte stream
 entries.py     what a DHT entry must look like
+dialback.py    whether somebody can be dialled, tried by another node
 daemon.py      the p2pd process; launcher.py ties its life to ours
 quietly.py     the only import of hivemind
 session.py     what lives and dies with one p2pd: control, DHT

@@ -19,8 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from peer.errors import Refused, UnreachableError
+from peer.errors import CommonweightsError, Refused, UnreachableError
 from peer.identity import Identity, PeerId
+from peer.swarm import dialback
 from peer.swarm.daemon import Listening
 from peer.swarm.interface import MAX_ENTRY_BYTES, MAX_ENTRY_SECONDS, MAX_REPLY_BYTES, Handler, StreamHandler
 from peer.swarm.keeper import Contact, Keeper, circuit
@@ -41,6 +42,10 @@ logger = logging.getLogger(__name__)
 
 ANNOUNCE_SECONDS = 10.0
 LOOKUP_SECONDS = 5.0  # what was found until then is the answer
+ASKED = 3  # nodes that try to dial us
+CHECK_SECONDS = 300.0  # between two times that they do: routers forget, and change their minds
+RECHECK_SECONDS = 30.0  # while nobody could: a router may open a port some seconds after it was asked to
+ASK_SECONDS = 30.0
 
 
 class HivemindSwarm:
@@ -52,7 +57,11 @@ class HivemindSwarm:
         self._announced = list(listening.announce)
         circuits = [circuit(address, relay) for relay, addresses in bootstrap for address in addresses]
         self._circuits = dict.fromkeys(circuits if listening.auto_relay else ())
+        self._proven: list[str] = []  # where other nodes have dialled us
+        self._listening = listening
         self._services = Services()
+        self._dial_back = dialback.DialBack()
+        self.serve(dialback.METHOD, self._on_dial_back, max_request_bytes=dialback.MAX_REQUEST_BYTES)
         self._expirations: dict[str, float] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._keeper = Keeper(identity, listening, bootstrap, self._accept)
@@ -109,12 +118,15 @@ class HivemindSwarm:
             await swarm.close()
             raise
         swarm._spawn(swarm._keeper.watch())
+        swarm._spawn(swarm._keep_checking())
         return swarm
 
     @property
     def addresses(self) -> list[str]:
-        """Announced ones, or those libp2p saw: public before private before loopback, and relayed ones last."""
-        return sorted({**dict.fromkeys(self._announced or self._keeper.visible), **self._circuits}, key=distance)
+        """Where others can dial us: as announced, or as they proved it. Public before private before loopback, and
+        relayed ones last."""
+        own = self._announced or (self._proven if self._must_prove else self._keeper.visible)
+        return sorted({**dict.fromkeys(own), **self._circuits}, key=distance)
 
     def serve(self, method: str, handler: Handler, *, max_request_bytes: int) -> None:
         self._services.add(Service(method, handler, max_request_bytes, is_stream=False))
@@ -216,6 +228,51 @@ class HivemindSwarm:
             async with asyncio.timeout(LOOKUP_SECONDS):
                 self._keeper.visible = await (await self._keeper.session()).identify()
         return self.addresses
+
+    @property
+    def _must_prove(self) -> bool:
+        it = self._listening
+        return not (it.announce or it.public or it.is_private)
+
+    async def check_reachability(self) -> list[str]:
+        """Has other nodes dial us now: `addresses` is what they say. Nothing changes when none of them answers."""
+        ports = dialback.ports_of(self._keeper.visible, self._keeper.listening_port)
+        request = " ".join(map(str, ports)).encode()
+        answers = await asyncio.gather(*(self._ask_to_dial(peer, request) for peer in await self._dialers()))
+        told = [answer for answer in answers if answer is not None]
+        if ports and told:
+            self._proven = dialback.agreed(told)
+        return self.addresses
+
+    async def _dialers(self) -> list[PeerId]:
+        """Whom to ask: those we were told of first, then whoever is connected."""
+        connected = await self.peers()
+        first = [peer for peer in self._keeper.bootstrap_peers if peer in connected]
+        return list(dict.fromkeys([*first, *connected]))[:ASKED]
+
+    async def _ask_to_dial(self, peer: PeerId, request: bytes) -> list[str] | None:
+        try:
+            reply = await self.call(peer, dialback.METHOD, request, timeout_seconds=ASK_SECONDS, max_reply_bytes=1000)
+            addresses = reply.decode("ascii").split()
+            for address in addresses:
+                encode(address)
+        except (CommonweightsError, UnicodeDecodeError) as error:
+            logger.debug("%s did not try to dial: %s", peer.short, error)
+            return None
+        return addresses
+
+    async def _keep_checking(self) -> None:
+        while self._must_prove:
+            before = self._proven
+            await self.check_reachability()
+            if self._proven != before:
+                logger.info("others can dial this peer at: %s", ", ".join(self._proven) or "no address")
+            await asyncio.sleep(CHECK_SECONDS if self._proven else RECHECK_SECONDS)
+
+    async def _on_dial_back(self, sender: PeerId, ports: bytes) -> bytes:
+        session = self._keeper.current
+        connected = await session.peers() if session else {}
+        return await self._dial_back.answer(sender, ports, connected.get(sender, []))
 
     async def close(self) -> None:
         """Quiet, in milliseconds; conversations under way end with it. Twice is fine."""

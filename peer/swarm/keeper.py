@@ -47,6 +47,15 @@ class Keeper:
         self._up = asyncio.Event()
         self._closed = False
 
+    @property
+    def listening_port(self) -> int:
+        """0 if we listen nowhere."""
+        return 0 if self._listening.client_mode else self._listening.port
+
+    @property
+    def bootstrap_peers(self) -> list[PeerId]:
+        return [peer for peer, _ in self._bootstrap]
+
     async def session(self) -> Session:
         """Waits through a restart of the daemon; the caller sets the deadline."""
         await self._up.wait()

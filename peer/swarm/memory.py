@@ -1,8 +1,8 @@
 """A swarm within one process, for tests and simulations: the same promises as the real one, and faults at a call.
 
 Everything that can go wrong on a network is a method of `MemoryNetwork`: `kill`, `freeze`, `cut`, `heal`, `delay`,
-`corrupt`. Sizes, refusals and admission run through the real swarm's own code (peer/swarm/wire.py); what is missing is
-the wire. Delays pass in real time of the event loop.
+`corrupt`, `hide`. Sizes, refusals and admission run through the real swarm's own code (peer/swarm/wire.py); what is
+missing is the wire. Delays pass in real time of the event loop.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ class MemoryNetwork:
         self._cuts: set[frozenset[PeerId]] = set()
         self._delays: dict[PeerId | None, float] = {}
         self._corruptions: dict[PeerId, Corruption] = {}
+        self._hidden: set[PeerId] = set()
+        self._open: set[frozenset[PeerId]] = set()  # pairs of which one dialled the other
         self._lines: set[_Line] = set()
 
     def node(self, identity: Identity | PeerId | None = None) -> MemorySwarm:
@@ -67,6 +69,14 @@ class MemoryNetwork:
         """Every reply and piece of `peer`, or of everybody, arrives so much later."""
         self._delays[peer] = seconds
 
+    def hide(self, peer: PeerId) -> None:
+        """As behind NAT: nobody can dial it; whom it dials itself can talk to it."""
+        self._hidden.add(peer)
+        self._open = {pair for pair in self._open if peer not in pair}
+
+    def is_hidden(self, peer: PeerId) -> bool:
+        return peer in self._hidden
+
     def corrupt(self, peer: PeerId, corruption: Corruption | None = None) -> None:
         """Every non-empty reply and piece that `peer` sends is changed; by default its last byte."""
         self._corruptions[peer] = corruption or (lambda data: data[:-1] + bytes([data[-1] ^ 0xFF]))
@@ -75,8 +85,10 @@ class MemoryNetwork:
         return a in self._nodes and b in self._nodes and frozenset((a, b)) not in self._cuts
 
     def find(self, caller: PeerId, peer: PeerId) -> MemorySwarm:
-        if not self.reachable(caller, peer):
+        pair = frozenset((caller, peer))
+        if not self.reachable(caller, peer) or (peer in self._hidden and pair not in self._open and caller != peer):
             raise UnreachableError(f"peer {peer.short}: cannot be reached")
+        self._open.add(pair)
         return self._nodes[peer]
 
     def nodes_seen_by(self, peer: PeerId) -> list[MemorySwarm]:
@@ -141,12 +153,16 @@ class MemorySwarm:
 
     def __init__(self, network: MemoryNetwork, peer_id: PeerId) -> None:
         self.peer_id = peer_id
-        self.addresses = [f"/ip4/127.0.0.1/tcp/{1024 + int.from_bytes(peer_id.public_key[:2], 'big') % 60000}"]
         self.alive = True
         self.services = Services()
         self.entries: dict[str, dict[PeerId, tuple[float, bytes]]] = {}  # of the DHT: (expiration, value)
         self._network = network
         self._expirations: dict[str, float] = {}
+
+    @property
+    def addresses(self) -> list[str]:
+        port = 1024 + int.from_bytes(self.peer_id.public_key[:2], "big") % 60000
+        return [] if self._network.is_hidden(self.peer_id) else [f"/ip4/127.0.0.1/tcp/{port}"]
 
     def serve(self, method: str, handler: Handler, *, max_request_bytes: int) -> None:
         self.services.add(Service(method, handler, max_request_bytes, is_stream=False))
