@@ -74,7 +74,7 @@ class Refused(_message.Message):
     def __init__(self, peer: _Optional[bytes] = ..., payload_hash: _Optional[bytes] = ..., tokens: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Record(_message.Message):
-    __slots__ = ("run_id", "round", "term", "previous_hash", "time_seconds", "base_digest", "accepted", "refused", "data_cursor", "deadline_seconds", "final", "genesis")
+    __slots__ = ("run_id", "round", "term", "previous_hash", "time_seconds", "base_digest", "accepted", "refused", "data_cursor", "deadline_seconds", "final", "genesis", "equivocations")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     TERM_FIELD_NUMBER: _ClassVar[int]
@@ -87,6 +87,7 @@ class Record(_message.Message):
     DEADLINE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     FINAL_FIELD_NUMBER: _ClassVar[int]
     GENESIS_FIELD_NUMBER: _ClassVar[int]
+    EQUIVOCATIONS_FIELD_NUMBER: _ClassVar[int]
     run_id: bytes
     round: int
     term: int
@@ -99,7 +100,16 @@ class Record(_message.Message):
     deadline_seconds: float
     final: bool
     genesis: Genesis
-    def __init__(self, run_id: _Optional[bytes] = ..., round: _Optional[int] = ..., term: _Optional[int] = ..., previous_hash: _Optional[bytes] = ..., time_seconds: _Optional[float] = ..., base_digest: _Optional[bytes] = ..., accepted: _Optional[_Iterable[_Union[Accepted, _Mapping]]] = ..., refused: _Optional[_Iterable[_Union[Refused, _Mapping]]] = ..., data_cursor: _Optional[int] = ..., deadline_seconds: _Optional[float] = ..., final: bool = ..., genesis: _Optional[_Union[Genesis, _Mapping]] = ...) -> None: ...
+    equivocations: _containers.RepeatedCompositeFieldContainer[Equivocation]
+    def __init__(self, run_id: _Optional[bytes] = ..., round: _Optional[int] = ..., term: _Optional[int] = ..., previous_hash: _Optional[bytes] = ..., time_seconds: _Optional[float] = ..., base_digest: _Optional[bytes] = ..., accepted: _Optional[_Iterable[_Union[Accepted, _Mapping]]] = ..., refused: _Optional[_Iterable[_Union[Refused, _Mapping]]] = ..., data_cursor: _Optional[int] = ..., deadline_seconds: _Optional[float] = ..., final: bool = ..., genesis: _Optional[_Union[Genesis, _Mapping]] = ..., equivocations: _Optional[_Iterable[_Union[Equivocation, _Mapping]]] = ...) -> None: ...
+
+class Equivocation(_message.Message):
+    __slots__ = ("first", "second")
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    SECOND_FIELD_NUMBER: _ClassVar[int]
+    first: Signed
+    second: Signed
+    def __init__(self, first: _Optional[_Union[Signed, _Mapping]] = ..., second: _Optional[_Union[Signed, _Mapping]] = ...) -> None: ...
 
 class Genesis(_message.Message):
     __slots__ = ("spec", "manifest_hash", "state_digest", "parameters", "manifest_bytes")

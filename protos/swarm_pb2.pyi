@@ -83,7 +83,7 @@ class WatchRequest(_message.Message):
     def __init__(self, run_id: _Optional[bytes] = ..., version: _Optional[int] = ..., wait_seconds: _Optional[float] = ...) -> None: ...
 
 class WatchReply(_message.Message):
-    __slots__ = ("version", "term", "head_round", "head_hash", "head_digest", "closing", "closes_in_seconds", "announced", "sources", "snapshot_round", "state_words", "paused", "finished", "round_tokens", "tokens_per_second", "peers")
+    __slots__ = ("version", "term", "head_round", "head_hash", "head_digest", "closing", "closes_in_seconds", "announced", "sources", "snapshot_round", "state_words", "paused", "finished", "round_tokens", "tokens_per_second", "peers", "leader", "leader_addresses")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TERM_FIELD_NUMBER: _ClassVar[int]
     HEAD_ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +100,8 @@ class WatchReply(_message.Message):
     ROUND_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     PEERS_FIELD_NUMBER: _ClassVar[int]
+    LEADER_FIELD_NUMBER: _ClassVar[int]
+    LEADER_ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     version: int
     term: int
     head_round: int
@@ -116,7 +118,37 @@ class WatchReply(_message.Message):
     round_tokens: int
     tokens_per_second: float
     peers: int
-    def __init__(self, version: _Optional[int] = ..., term: _Optional[int] = ..., head_round: _Optional[int] = ..., head_hash: _Optional[bytes] = ..., head_digest: _Optional[bytes] = ..., closing: bool = ..., closes_in_seconds: _Optional[float] = ..., announced: _Optional[_Iterable[_Union[Announcement, _Mapping]]] = ..., sources: _Optional[_Iterable[bytes]] = ..., snapshot_round: _Optional[int] = ..., state_words: _Optional[str] = ..., paused: bool = ..., finished: bool = ..., round_tokens: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., peers: _Optional[int] = ...) -> None: ...
+    leader: bytes
+    leader_addresses: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, version: _Optional[int] = ..., term: _Optional[int] = ..., head_round: _Optional[int] = ..., head_hash: _Optional[bytes] = ..., head_digest: _Optional[bytes] = ..., closing: bool = ..., closes_in_seconds: _Optional[float] = ..., announced: _Optional[_Iterable[_Union[Announcement, _Mapping]]] = ..., sources: _Optional[_Iterable[bytes]] = ..., snapshot_round: _Optional[int] = ..., state_words: _Optional[str] = ..., paused: bool = ..., finished: bool = ..., round_tokens: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., peers: _Optional[int] = ..., leader: _Optional[bytes] = ..., leader_addresses: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Standing(_message.Message):
+    __slots__ = ("run_id", "head_round", "head_hash", "tokens", "term", "leader", "leader_addresses", "silent_seconds")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    HEAD_ROUND_FIELD_NUMBER: _ClassVar[int]
+    HEAD_HASH_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    LEADER_FIELD_NUMBER: _ClassVar[int]
+    LEADER_ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    SILENT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    run_id: bytes
+    head_round: int
+    head_hash: bytes
+    tokens: int
+    term: int
+    leader: bytes
+    leader_addresses: _containers.RepeatedScalarFieldContainer[str]
+    silent_seconds: float
+    def __init__(self, run_id: _Optional[bytes] = ..., head_round: _Optional[int] = ..., head_hash: _Optional[bytes] = ..., tokens: _Optional[int] = ..., term: _Optional[int] = ..., leader: _Optional[bytes] = ..., leader_addresses: _Optional[_Iterable[str]] = ..., silent_seconds: _Optional[float] = ...) -> None: ...
+
+class HandoverRequest(_message.Message):
+    __slots__ = ("run_id", "head_round")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    HEAD_ROUND_FIELD_NUMBER: _ClassVar[int]
+    run_id: bytes
+    head_round: int
+    def __init__(self, run_id: _Optional[bytes] = ..., head_round: _Optional[int] = ...) -> None: ...
 
 class Announcement(_message.Message):
     __slots__ = ("payload_hash", "payload_bytes", "peer")

@@ -10,7 +10,8 @@ import pytest
 
 from peer.errors import VerificationError
 from peer.identity import Identity
-from peer.log.chain import Log
+from peer.log.chain import Log, check
+from peer.log.rules import equivocation, proof_fault
 from protos import log_pb2
 from protos.signing import sign
 from tests.small_run import contribution, start_log
@@ -81,6 +82,7 @@ def test_time_may_go_backwards() -> None:
         ("cursor moves", lambda log: {"data_cursor": 1 << 63}),
         ("beyond the data cursor", lambda log: {"data_cursor": 15}),
         ("final record", lambda log: {"final": True}),
+        ("cursor moves", lambda log: {"data_cursor": 1 << 50}),
         ("refused peer's key", lambda log: {"refused": [log_pb2.Refused(peer=b"x", reason="no")]}),
         ("order of their signers", lambda log: {"accepted": [accepted(log, 1), accepted(log, 0)]}),
         ("order of their signers", lambda log: {"accepted": [accepted(log, 0), accepted(log, 1, signer=PEERS[0])]}),
@@ -111,19 +113,83 @@ def test_a_record_that_makes_no_sense_is_refused(reason: str, change: Callable[[
     assert log.head.round == 1 and len(log.accounts.losses) == 1
 
 
-def test_only_the_coordinator_sequences_and_only_until_the_end() -> None:
-    """Neither a stranger's record nor one after the final record is taken, and no signature may be changed."""
+def test_a_newcomer_sequences_nothing_and_nobody_after_the_end() -> None:
+    """Keys cost nothing, so credit in the log comes first; and no signature may be changed."""
     log = grown()
-    with pytest.raises(VerificationError, match="does not sequence"):
-        log.append(sign(record(log), PEERS[0].private_key))
+    with pytest.raises(VerificationError, match="does not sequence this run: it has no credit"):
+        log.append(sign(record(log, term=1), Identity.new().private_key))
     changed = sign(record(log), COORDINATOR.private_key)
     changed.signature = bytes(64)
     with pytest.raises(VerificationError, match="round 2: .*not signed"):
         log.append(changed)
+    with pytest.raises(VerificationError, match="before its time"):
+        log.append(sign(record(log, accepted=[], final=True, term=1), PEERS[0].private_key))
     log.append(sign(record(log, accepted=[], final=True), COORDINATOR.private_key))
     assert log.finished
     with pytest.raises(VerificationError, match="ended with round 2"):
         log.append(sign(record(log), COORDINATOR.private_key))
+
+
+def test_a_term_has_one_signer_and_never_falls() -> None:
+    """The coordinator, a peer with credit, the coordinator again: each with a higher term, and no other way."""
+    log = grown()
+    one, two = PEERS
+    with pytest.raises(VerificationError, match="term 0 is that of"):
+        log.append(sign(record(log), one.private_key))
+    log.append(sign(record(log, term=3), one.private_key))
+    log.append(sign(record(log, term=3), one.private_key))
+    for key, term in [(two, 3), (COORDINATOR, 3), (COORDINATOR, 2), (one, 2), (two, 1 << 40)]:
+        with pytest.raises(VerificationError, match="term"):
+            log.append(sign(record(log, term=term), key.private_key))
+    log.append(sign(record(log, term=4), COORDINATOR.private_key))
+    assert [entry.record.term for entry in log.entries] == [0, 0, 3, 3, 4]
+
+
+def two_tales(log: Log, teller: Identity, **fields: Any) -> log_pb2.Equivocation:
+    tales = [check(sign(record(log, time_seconds=at, **fields), teller.private_key), log) for at in (5.0, 6.0)]
+    proof = equivocation(*tales)
+    assert proof is not None and equivocation(*reversed(tales)) == proof and equivocation(tales[0], tales[0]) is None
+    return proof
+
+
+def test_who_tells_two_tales_is_banned_by_a_later_record() -> None:
+    """From the record with the proof on, neither its records nor its contributions are taken, and a folder says so
+    too."""
+    log = grown()
+    liar, honest = PEERS
+    proof = two_tales(log, liar, term=1)
+    assert proof_fault(proof, log.run_id) == ""
+    log.append(proof.first)
+    log.append(sign(record(log, term=2, accepted=[], equivocations=[proof]), COORDINATOR.private_key))
+    assert log.accounts.banned == {liar.peer_id.public_key}
+    with pytest.raises(VerificationError, match="banned"):
+        log.append(sign(record(log, term=3), liar.private_key))
+    with pytest.raises(VerificationError, match="contribution of .* banned"):
+        log.append(sign(record(log, term=2), COORDINATOR.private_key))
+    with pytest.raises(VerificationError, match="each proven once"):
+        log.append(sign(record(log, term=2, accepted=[], equivocations=[proof]), COORDINATOR.private_key))
+    log.append(sign(record(log, term=3, accepted=[accepted(log, 1)]), honest.private_key))
+
+
+def test_what_proves_nothing_bans_nobody() -> None:
+    """One record twice, two terms, another run, a changed byte."""
+    log, liar = grown(), PEERS[0]
+    good = two_tales(log, liar, term=1)
+    other_term = sign(record(log, term=2), liar.private_key)
+    for proof, run_id in [
+        (log_pb2.Equivocation(first=good.first, second=good.first), log.run_id),
+        (log_pb2.Equivocation(first=good.second, second=good.first), log.run_id),
+        (log_pb2.Equivocation(first=good.first, second=other_term), log.run_id),
+        (log_pb2.Equivocation(first=good.first), log.run_id),
+        (good, bytes(32)),
+    ]:
+        assert proof_fault(proof, run_id)
+    changed = log_pb2.Equivocation()
+    changed.CopyFrom(good)
+    changed.second.body += b"x"
+    with pytest.raises(VerificationError, match="equivocation of"):
+        log.append(sign(record(log, equivocations=[changed]), COORDINATOR.private_key))
+    assert not log.accounts.banned
 
 
 def test_a_genesis_of_another_run_is_refused() -> None:
@@ -158,7 +224,8 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("round_", [2, 3])
 def test_damage_is_named_or_cut_off(tmp_path: Path, round_: int, damage: str) -> None:
-    """A coordinator refuses to start and names the round; a peer keeps what is good and fetches the rest again."""
+    """Who reads only refuses and names the round; a node keeps what is good, fetches the rest again, and can put
+    everything back as it was."""
     log = grown(tmp_path, rounds=3)
     DAMAGE[damage](tmp_path / f"{round_:08d}.record")
     if damage != "missing" or round_ < 3:  # without its last record a log is just shorter
@@ -166,9 +233,16 @@ def test_damage_is_named_or_cut_off(tmp_path: Path, round_: int, damage: str) ->
             Log.load(tmp_path)
     cut = Log.load(tmp_path, cut_damage=True)
     assert cut.head.hash == log.entries[round_ - 1].hash
+    if damage != "missing" or round_ < 3:
+        assert f"round {round_}: " in cut.damage
+        cut.put_back()
+        with pytest.raises(VerificationError, match=f"round {round_}: "):
+            Log.load(tmp_path)
+        cut = Log.load(tmp_path, cut_damage=True)
     assert Log.load(tmp_path).head.round == round_ - 1, "and the folder is whole again"
     for entry in log.entries[round_:]:
         cut.append(entry.signed)
+    assert not list(tmp_path.glob("*.cut"))
     assert Log.load(tmp_path).head.hash == log.head.hash
 
 

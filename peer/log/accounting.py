@@ -34,6 +34,7 @@ class Accounts:
     data_cursor: int = 0
     loss: float | None = None  # token-weighted mean over the newest record with contributions, nats per token
     losses: list[tuple[int, float]] = field(default_factory=list)  # (round, loss)
+    banned: set[bytes] = field(default_factory=set)  # public keys of sequencers that were proven to equivocate
     recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=16))  # (Unix seconds, tokens so far)
 
     def add(self, record: log_pb2.Record, contributions: list[tuple[bytes, log_pb2.Contribution]]) -> None:
@@ -56,6 +57,7 @@ class Accounts:
             total = sum(contribution.tokens for _, contribution in contributions)
             self.loss = sum(item.mean_loss * item.tokens for _, item in contributions) / total
             self.losses.append((record.round, self.loss))
+        self.banned.update(proof.first.signer for proof in record.equivocations)
         self.data_cursor = max(self.data_cursor, record.data_cursor)
         self.recent.append((record.time_seconds, self.tokens))
 

@@ -1,19 +1,15 @@
-"""The log of a run: a hash chain of signed records, checked when appended, one small file per record.
+"""The log of a run: a hash chain of signed records, checked when appended (`rules`), one small file per record.
 
-Validation of a record is a pure function of the record and of what came before it (`check`); it says nothing about
-blobs or weights, which need the payloads (see `replica` and `verify`). One file per record costs a few bytes of slack
-each and buys atomic appends, a damaged round that can be named, and no index.
+One file per record costs a few bytes of slack each and buys atomic appends, a damaged round that can be named, and no
+index. The tail can be taken back (`adopt`): after a partition one of two chains wins.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from configs import RunSpec
@@ -21,44 +17,34 @@ from configs.schema import canonical_json
 from peer.errors import CommonweightsError, VerificationError
 from peer.identity import PeerId
 from peer.log.accounting import Accounts
-from peer.rounds.ranges import MAX_POSITION, Ranges, well_formed
+from peer.log.rules import (
+    MAX_HEADER_BYTES,
+    MAX_RECORD_BYTES,
+    Entry,
+    Origin,
+    check,
+    contribution_fault,
+    max_payload_bytes,
+    most_private_tokens,
+)
 from protos import log_pb2
-from protos.signing import HASH_BYTES, PUBLIC_KEY_BYTES, SignatureError, body_hash, open_signed, strict_parse
+from protos.signing import HASH_BYTES, SignatureError, body_hash, open_signed, strict_parse
+
+__all__ = [
+    "MAX_HEADER_BYTES",
+    "MAX_RECORD_BYTES",
+    "Entry",
+    "Log",
+    "Origin",
+    "check",
+    "contribution_fault",
+    "max_payload_bytes",
+    "most_private_tokens",
+]
 
 logger = logging.getLogger(__name__)
 
-MAX_RECORD_BYTES = 3 << 20  # must fit into one reply between peers
-MAX_HEADER_BYTES = 64 << 10  # of one contribution: room for some 3,000 ranges
-MAX_LABEL_CHARACTERS = 200
-MAX_LOSS = 1e6  # nats per token; beyond, a figure is nonsense and would only spoil the mean
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A record that was checked: what it says, who signed it and what it is called."""
-
-    signed: log_pb2.Signed
-    record: log_pb2.Record
-    hash: bytes
-    contributions: tuple[tuple[bytes, log_pb2.Contribution], ...]  # accepted, opened, with their signers
-
-    @property
-    def round(self) -> int:
-        return self.record.round
-
-    @cached_property
-    def norms(self) -> tuple[float, ...]:
-        return tuple(item.norm for item in self.record.accepted)
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What record 0 fixes for good."""
-
-    run_id: bytes
-    spec: RunSpec
-    genesis: log_pb2.Genesis
-    coordinator: PeerId
+_CUT = ".cut"  # suffix of records that were put aside because one before them is damaged
 
 
 class Log:
@@ -70,6 +56,7 @@ class Log:
         self.entries = [genesis]
         self.accounts = Accounts()
         self.accounts.add(genesis.record, [])
+        self.damage = ""  # what `load` had to cut off
 
     @classmethod
     def start(cls, genesis: log_pb2.Signed, folder: Path | None = None, run_id: bytes | None = None) -> Log:
@@ -87,8 +74,8 @@ class Log:
         """Read and check everything in `folder`.
 
         Args:
-            cut_damage: drop a damaged record and what follows it, for somebody who can fetch them again. A coordinator
-                cannot: its peers have seen them, and a second version of a round would be a fork.
+            cut_damage: put a damaged record and what follows it aside, for somebody who can fetch them again;
+                `put_back` undoes it.
 
         Raises:
             VerificationError: naming the first round whose record is missing or damaged.
@@ -107,7 +94,8 @@ class Log:
                     raise
                 logger.warning("%s; this record and %d after it are fetched again", error, len(files) - round_ - 1)
                 for rest in reversed(files[round_:]):
-                    rest.unlink()
+                    os.replace(rest, rest.with_suffix(_CUT))
+                log.damage = str(error)
                 break
         return log
 
@@ -147,6 +135,39 @@ class Log:
                 return
             yield entry.signed
 
+    # --- two chains -------------------------------------------------------------------------------------------------
+
+    def branch(self, round_: int) -> Log:
+        """A log in memory that ends with record `round_` of this one, to see what might follow instead."""
+        log = Log(None, self.origin, self.entries[0])
+        for entry in self.entries[1 : round_ + 1]:
+            log._add(entry)
+        return log
+
+    def adopt(self, branch: Log) -> list[Entry]:
+        """Become `branch`, which begins as this log does; returns the records that it gives up.
+
+        On disk the old tail goes first, newest record first, then the new records come: whenever that is interrupted,
+        a whole, shorter log is left, and the rest can be fetched again.
+        """
+        shared = common(self.entries, branch.entries)
+        undone = self.entries[shared + 1 :]
+        if self.folder is not None:
+            for entry in reversed(undone):
+                (self.folder / _file_name(entry.round)).unlink(missing_ok=True)
+            _sync_folder(self.folder)
+        self.entries, self.accounts = branch.entries[: shared + 1], branch.branch(shared).accounts
+        for entry in branch.entries[shared + 1 :]:
+            self._store(entry)
+            self._add(entry)
+        return undone
+
+    def put_back(self) -> None:
+        """Undo what `load` cut off, for a person to look at."""
+        assert self.folder is not None
+        for path in sorted(self.folder.glob(f"*{_CUT}")):
+            os.replace(path, path.with_suffix(".record"))
+
     def _add(self, entry: Entry) -> None:
         self.entries.append(entry)
         self.accounts.add(entry.record, list(entry.contributions))
@@ -156,140 +177,22 @@ class Log:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write_durably(self.folder / _file_name(entry.round), entry.signed.SerializeToString(deterministic=True))
+            path = self.folder / _file_name(entry.round)
+            write_durably(path, entry.signed.SerializeToString(deterministic=True))
+            path.with_suffix(_CUT).unlink(missing_ok=True)
         except OSError as error:
             raise CommonweightsError(
                 f"cannot write record {entry.round} to {self.folder}: {error.strerror}; make room there and start again"
             ) from None
 
 
-def check(signed: log_pb2.Signed, log: Log) -> Entry:
-    """Whether `signed` may follow the head of `log`; the opened record if so.
-
-    Raises:
-        VerificationError: with the round and the reason.
-    """
-    round_ = log.head.round + 1
-    try:
-        record = open_signed(signed, log_pb2.Record)
-        entry = Entry(
-            signed,
-            record,
-            body_hash(signed),
-            tuple(
-                (item.contribution.signer, open_signed(item.contribution, log_pb2.Contribution))
-                for item in record.accepted
-            ),
-        )
-    except SignatureError as error:
-        raise VerificationError(f"round {round_}: {error}") from None
-    if reason := _fault(entry, log):
-        raise VerificationError(f"round {round_}: {reason}")
-    return entry
-
-
-def contribution_fault(contribution: log_pb2.Contribution, log: Log) -> str:
-    """Why a contribution cannot be merged in the round after the head, as far as its header tells; empty when it can.
-
-    Whether its positions are leased is the sequencer's to say; whether they are new is checked here.
-    """
-    head = log.head
-    spec = log.spec
-    if contribution.run_id != log.run_id:
-        return "it belongs to another run"
-    if contribution.round != head.round + 1:
-        return f"it is for round {contribution.round}, the open round is {head.round + 1}"
-    if contribution.previous_hash != head.hash:
-        return f"it builds on another record {head.round} than this log's"
-    if len(contribution.base_digest) != HASH_BYTES or len(contribution.payload_hash) != HASH_BYTES:
-        return "a digest is not 32 bytes long"
-    if not abs(contribution.mean_loss) <= MAX_LOSS or not 0 <= contribution.train_seconds < math.inf:
-        return "its loss or training time is not a finite number, or makes no sense"
-    if contribution.codec != spec.codec.name:
-        return f"codec {contribution.codec[:40]!r}; this run uses {spec.codec.name!r}"
-    if not 0 < contribution.payload_bytes <= max_payload_bytes(log.origin.genesis.parameters):
-        parameters = log.origin.genesis.parameters
-        return f"a payload of {contribution.payload_bytes} bytes cannot be right for {parameters} parameters"
-    if len(contribution.private_data) > MAX_LABEL_CHARACTERS:
-        return "the name of its private data is too long"
-    if not well_formed(contribution.consumed):
-        return "its ranges are empty, unsorted, overlap or are absurdly far ahead"
-    consumed = Ranges.from_protos(contribution.consumed)
-    if contribution.private_data:
-        if consumed or contribution.tokens <= 0:
-            return "private data comes with tokens and without leased positions"
-        if contribution.tokens > (most := most_private_tokens(spec)):
-            return f"{contribution.tokens} tokens of private data; a round credits at most {most}"
-    elif contribution.tokens != len(consumed) * spec.data.sequence_length or not consumed:
-        return f"{contribution.tokens} tokens do not match {len(consumed)} sequences of {spec.data.sequence_length}"
-    if doubled := consumed & log.accounts.accepted:
-        return f"position {doubled.pairs[0][0]} was merged before"
-    return ""
-
-
-def most_private_tokens(spec: RunSpec) -> int:
-    """What one contribution of private data may claim: no lease vouches for it, so no more than a round is to have."""
-    return max(spec.round.target_tokens, spec.batch_tokens)
-
-
-def max_payload_bytes(parameters: int) -> int:
-    """No codec needs more: fp32 and a header."""
-    return 4 * parameters + (64 << 10)
-
-
-def _fault(entry: Entry, log: Log) -> str:
-    record, head = entry.record, log.head
-    if head.record.final:
-        return f"the run ended with round {head.round}; nothing may follow"
-    if entry.signed.ByteSize() > MAX_RECORD_BYTES:
-        return f"the record is larger than {MAX_RECORD_BYTES >> 20} MiB"
-    if record.run_id != log.run_id:
-        return "the record belongs to another run"
-    if record.round != head.round + 1:
-        return f"the record says round {record.round}"
-    if record.previous_hash != head.hash:
-        return f"the record does not follow from record {head.round} of this log"
-    if record.HasField("genesis"):
-        return "only record 0 may carry a genesis"
-    if entry.signed.signer != log.origin.coordinator.public_key:
-        return f"signed by {PeerId(entry.signed.signer).short}, who does not sequence this run"
-    if len(record.base_digest) != HASH_BYTES:
-        return "the state digest is not 32 bytes long"
-    if not (math.isfinite(record.time_seconds) and math.isfinite(record.deadline_seconds)):
-        return "a time is not a finite number"
-    if not log.accounts.data_cursor <= record.data_cursor <= MAX_POSITION:
-        return "the data cursor moves backwards, or absurdly far ahead"
-    if any(len(refused.peer) != PUBLIC_KEY_BYTES for refused in record.refused):
-        return f"a refused peer's key is not {PUBLIC_KEY_BYTES} bytes long"
-    if record.final and record.accepted:
-        return "the final record may not merge contributions"
-    return _accepted_fault(entry, log)
-
-
-def _accepted_fault(entry: Entry, log: Log) -> str:
-    signers = [signer for signer, _ in entry.contributions]
-    if signers != sorted(set(signers)):
-        return "contributions are not in the order of their signers' keys, one each"
-    merged = Ranges()
-    payloads: set[bytes] = set()
-    for (signer, contribution), accepted in zip(entry.contributions, entry.record.accepted, strict=True):
-        who = f"contribution of {PeerId(signer).short}"
-        if reason := contribution_fault(contribution, log):
-            return f"{who}: {reason}"
-        if contribution.base_digest != entry.record.base_digest:
-            return f"{who}: it starts from another state"
-        if not (math.isfinite(accepted.norm) and accepted.norm >= 0):
-            return f"{who}: its norm is not a finite number"
-        consumed = Ranges.from_protos(contribution.consumed)
-        if merged & consumed:
-            return f"{who}: position {(merged & consumed).pairs[0][0]} is claimed twice"
-        merged |= consumed
-        if contribution.payload_hash in payloads:
-            return f"{who}: its payload is a copy of another one in this record"
-        payloads.add(contribution.payload_hash)
-    if merged.stop > entry.record.data_cursor:
-        return f"position {merged.stop - 1} lies beyond the data cursor"
-    return ""
+def common(ours: Sequence[Entry], theirs: Sequence[Entry]) -> int:
+    """The round of the last record that both chains have."""
+    low, high = 0, min(len(ours), len(theirs)) - 1
+    while low < high:  # hashes are chained: once they differ they differ for good
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if ours[middle].hash == theirs[middle].hash else (low, middle - 1)
+    return low
 
 
 def _open_genesis(signed: log_pb2.Signed, run_id: bytes | None) -> tuple[Origin, Entry]:
@@ -329,7 +232,7 @@ def _file_name(round_: int) -> str:
     return f"{round_:08d}.record"
 
 
-def _write_durably(path: Path, data: bytes) -> None:
+def write_durably(path: Path, data: bytes) -> None:
     """Complete or not at all, also after a power cut."""
     temporary = path.with_suffix(".tmp")
     with open(temporary, "wb") as file:
@@ -337,7 +240,11 @@ def _write_durably(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
