@@ -11,7 +11,7 @@ import contextlib
 import logging
 import socket
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from coordinator.evaluate import Evaluator
 from coordinator.genesis import create
 from coordinator.names import Names
 from coordinator.service import served
+from peer.background import cancel
 from peer.data.manifest import Manifest
 from peer.errors import CommonweightsError, UsageError
 from peer.exchange.blobs import BlobStore
@@ -28,7 +29,13 @@ from peer.identity import Identity, PeerId
 from peer.log.chain import Entry, Log
 from peer.log.replica import Replica
 from peer.log.state import State
+from peer.log.terms import Terms
+from peer.pulse import Pulse
+from peer.rounds.contacts import Contacts
+from peer.rounds.helm import Helm
 from peer.rounds.leader import Leader
+from peer.rounds.link import Link
+from peer.rounds.upkeep import Upkeep
 from peer.swarm import HivemindSwarm, Swarm
 from peer.ticket import Ticket
 from protos import coordinator_pb2
@@ -36,6 +43,7 @@ from protos import coordinator_pb2
 logger = logging.getLogger(__name__)
 
 EVENTS_KEPT = 200
+LOOK_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
@@ -50,12 +58,16 @@ class ServeOptions:
 class Coordinator:
     """A run in progress, as the API, the page and the console see it."""
 
-    def __init__(self, folder: Path, log: Log, replica: Replica, swarm: Swarm, leader: Leader, names: Names) -> None:
+    def __init__(self, folder: Path, replica: Replica, link: Link, leader: Leader, names: Names) -> None:
         self.folder = folder
-        self.log = log
+        self.log = replica.log
         self.replica = replica
-        self.swarm = swarm
+        self.link = link
+        self.swarm: Swarm = link.swarm
         self.leader = leader
+        self.upkeep = Upkeep(replica, link, leader, self, self._event)
+        contacts = Contacts(folder / "contacts.json")
+        self.helm = Helm(self.upkeep, link, leader, contacts, Terms(folder), self._event)
         self.names_book = names
         self.events: deque[str] = deque(maxlen=EVENTS_KEPT)
         manifest = Manifest.load(folder / "data")
@@ -63,7 +75,7 @@ class Coordinator:
         self.on_event: Callable[[str], None] = lambda text: None
         self.evaluator.on_event = self._event
         leader.on_event = self._event
-        leader.on_applied = self._applied
+        link.on_event = self._event
         self.ticket: Ticket | None = None
         self._snapshotting: asyncio.Task[None] | None = None
 
@@ -76,11 +88,26 @@ class Coordinator:
         return self.swarm.addresses
 
     async def run(self) -> None:
-        """Lead until the run is finished; then evaluate and export what came out."""
+        """Lead, or follow whoever led meanwhile until it hands over, until the run is finished; then evaluate and
+        export what came out."""
         if self.evaluator.newest is None:
             self.evaluator.after_round(0)
-        await self.leader.run()
+        tasks = [asyncio.create_task(task) for task in (self.helm.run(), self.upkeep.run(), self.link.follow())]
+        try:
+            while not (self.log.finished and self.replica.state.round == self.log.head.round):
+                await self.link.changed.wait(LOOK_SECONDS)
+                for task in tasks:
+                    if task.done():
+                        task.result()  # they end with an error only
+        finally:
+            await cancel(*tasks)
         await self.settle()
+
+    async def apply(self) -> None:
+        await self.replica.apply_next()
+
+    async def change_over(self, change: Callable[[], Awaitable[list[Entry]]]) -> None:
+        await change()
 
     async def settle(self) -> None:
         """Bring snapshot, evaluation and checkpoint up to the head."""
@@ -106,7 +133,7 @@ class Coordinator:
             eval_loss=evaluation.loss if evaluation else -1.0,
             tokens_per_second=self.leader.tokens_per_second,
             peers=[self._peer_status(peer, now) for peer in sorted(self.leader.guests)],
-            sequencer=str(self.swarm.peer_id),
+            sequencer=str(self.link.sequencer),
             checkpoint=str(self.evaluator.checkpoint or ""),
             state=self.leader.in_words,
             state_digest=self.replica.digest.hex(),
@@ -141,7 +168,7 @@ class Coordinator:
         )
         self.on_event(text)
 
-    def _applied(self, entry: Entry) -> None:
+    async def after_round(self, entry: Entry) -> None:
         round_ = entry.round
         if not entry.record.final:
             loss = self.log.accounts.loss
@@ -196,17 +223,18 @@ async def leading(
     folder = options.folder
     state = State.empty(log.origin.genesis.parameters, log.spec.outer.momentum > 0)
     state.round = -1  # none yet
-    replica = Replica(folder, log, state, Exchange(swarm, BlobStore(folder / "blobs")), list)
+    link = Link(swarm, log.run_id, identity.peer_id, [], Pulse(), on_event)
+    replica = Replica(folder, log, state, Exchange(swarm, BlobStore(folder / "blobs")), lambda: link.sources)
     try:
         if not await replica.restore():
             raise CommonweightsError(f"{folder}/snapshots holds no usable state; restore the folder from a backup")
         await replica.catch_up()
         names = Names(folder / "names.json")
         leader = Leader(replica, swarm, identity, paused=options.paused)
-        coordinator = Coordinator(folder, log, replica, swarm, leader, names)
+        coordinator = Coordinator(folder, replica, link, leader, names)
         coordinator.on_event = on_event
         replica.serve(swarm)
-        leader.serve()
+        coordinator.helm.serve()
         async with served(coordinator, bind_address(options.host), options.grpc_port) as grpc_port:
             host = options.host or _first_host(swarm.addresses)
             ticket = Ticket(log.run_id, identity.peer_id, (f"{host}:{grpc_port}",), tuple(swarm.addresses))

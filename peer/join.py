@@ -127,7 +127,9 @@ async def assembled(
             else:
                 feed = LeasedFeed(reader, log.spec.data.sequence_length, log.spec.train.batch_sequences)
             labels = Labels(options.name, options.team, hardware.description)
-            yield Node(replica, link, contributor, feed, labels, options.rounds)
+            node = Node(replica, link, contributor, feed, labels, options.rounds)
+            node.helm.serve()
+            yield node
     finally:
         contributor.close()
         replica.close()

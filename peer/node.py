@@ -1,9 +1,10 @@
 """The life of a peer: sync, then train, contribute and apply, round after round, until the run or the person ends it.
 
-Three tasks share the event loop. `_work` trains and hands in; `_keep_up` applies records as they come and rebases the
-local weights; `_report` sends heartbeats and takes leases. Heavy work runs in two threads, one for the device and one
-for the state, so that heartbeats are never late because of a matrix product. What happens to the weights and to work
-that was not merged is `contributor`'s business.
+Five tasks share the event loop. `_work` trains and hands in; `_report` sends heartbeats and takes leases; `link`
+watches whoever leads; `upkeep` applies records as they come, between `apply` and `change_over` here, which rebase the
+local weights; `helm` sees to it that somebody leads, this node itself if it must. Heavy work runs in two threads, one
+for the device and one for the state, so that heartbeats are never late because of a matrix product. What happens to the
+weights and to work that was not merged is `contributor`'s business.
 """
 
 from __future__ import annotations
@@ -12,21 +13,26 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from peer.background import Background, cancel, unless, whole
 from peer.data.feed import Feed
-from peer.errors import CommonweightsError, DataError, Refused, UnreachableError, VerificationError
+from peer.errors import CommonweightsError, Refused, UnreachableError
 from peer.log.chain import Entry
 from peer.log.replica import Diverged, Replica
+from peer.log.terms import Terms
 from peer.presence import Labels, Tally
 from peer.pulse import Pulse
+from peer.rounds.contacts import Contacts
 from peer.rounds.contributor import Contributor
 from peer.rounds.directory import ANNOUNCE_SECONDS, announce_peer
+from peer.rounds.helm import Helm
+from peer.rounds.leader import Leader
 from peer.rounds.link import Link
 from peer.rounds.prefetch import Prefetch
 from peer.rounds.ranges import Ranges
 from peer.rounds.sequencer import TRAINING
+from peer.rounds.upkeep import Upkeep
 from peer.rounds.work import Work
 from protos import log_pb2, swarm_pb2
 
@@ -34,7 +40,6 @@ logger = logging.getLogger(__name__)
 
 FAREWELL_SECONDS = 4.0  # for handing in what there is when told to stop
 RETRY_SECONDS = 2.0
-MENDABLE = (UnreachableError, Refused, VerificationError, DataError)  # by waiting, or by asking somebody else
 
 
 class Node:
@@ -61,14 +66,19 @@ class Node:
         self.phase = "syncing"
         self.on_event: Callable[[str], None] = link.on_event
         self.changed: Pulse = link.changed
+        self.leader = Leader(replica, link.swarm, contributor.identity, on_event=link.on_event)
+        self.upkeep = Upkeep(replica, link, self.leader, self, link.on_event)
+        folder = contributor.folder
+        contacts = Contacts(folder / "contacts.json")
+        self.helm = Helm(self.upkeep, link, self.leader, contacts, Terms(folder), link.on_event)
         self._encoding = False  # a contribution is being made
-        self._complaint = ""  # the last reason why the run could not be followed
         self._not_before = 0.0  # loop time; after a refusal, the next attempt waits
+        self._undone: list[Entry] | None = []  # given up by the log before the local weights were there; None: they are
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()  # report now, not at the next heartbeat
         self._handing_in: asyncio.Task[None] | None = None
         self._beside = Background()
-        self._prefetch = Prefetch(replica, self._beside)
+        self.upkeep.look = Prefetch(replica, self._beside).look
 
     # --- the story --------------------------------------------------------------------------------------------------
 
@@ -83,7 +93,7 @@ class Node:
                 return
             work, *helpers = [
                 asyncio.create_task(task)
-                for task in (self._work(), self.link.follow(), self._keep_up(), self._report())
+                for task in (self._work(), self._report(), self.link.follow(), self.upkeep.run(), self.helm.run())
             ]
             try:
                 failed = self._beside.failed
@@ -93,6 +103,7 @@ class Node:
                         task.result()  # helpers only end with an error
                 await self._farewell()
             finally:
+                self.phase = "leaving"
                 await cancel(work, *helpers)
         finally:
             await self._beside.end()
@@ -107,22 +118,37 @@ class Node:
 
     async def _sync(self) -> None:
         """Come to the head: records, then state, then the local weights."""
-        await self.replica.fetch_records(self.link.swarm, self.link.sequencer)
-        try:
-            await self.replica.join(self.link.swarm, self.link.view.head_digest)
-        except Diverged as error:
-            self.on_event(f"{error}; loading the swarm's state instead")
-            await self.replica.reload(self.link.swarm, self.link.view.head_digest)
+        while not await self._fetch_log_and_state():
+            await asyncio.sleep(RETRY_SECONDS)
+            await self.helm.find()
         if not self.replica.snapshots.rounds():  # where a replay of this folder starts
             await self.replica.keep_snapshot(self.spec.snapshots.keep)
         contributor = self.contributor
         await contributor.load()
+        await contributor.undo(self._undone or [])
         await contributor.account()
         await contributor.begin()
+        self._undone = None
         if (submitted := contributor.backlog.submitted) is not None:  # before a restart, and its round is still open
             signed = log_pb2.Signed.FromString(submitted.header)
             self._handing_in = self._beside.start(self._submit(signed, submitted.round))
         self.on_event(f"in sync at round {self.replica.state.round}")
+
+    async def _fetch_log_and_state(self) -> bool:
+        """From whoever leads; whether that worked."""
+        replica, swarm, link = self.replica, self.link.swarm, self.link
+        try:
+            await self.upkeep.catch_up_with(link.sequencer)
+            digest = link.view.head_digest if link.view.head_hash == replica.log.head.hash else b""
+            try:
+                await replica.join(swarm, digest)
+            except Diverged as error:
+                self.on_event(f"{error}; loading the swarm's state instead")
+                await replica.reload(swarm, digest)
+        except (UnreachableError, Refused) as error:
+            self.on_event(f"the run's state cannot be had at the moment, trying again: {error}")
+            return False
+        return True
 
     async def _work(self) -> None:
         """Train until the round closes, hand in, and again."""
@@ -211,74 +237,45 @@ class Node:
 
     # --- records ----------------------------------------------------------------------------------------------------
 
-    async def _keep_up(self) -> None:
-        """Apply records as they are published; load the state again if it turns out not to be the swarm's."""
-        while True:
-            view = self.link.view
-            try:
-                if view.head_round > self.replica.log.head.round:
-                    await self.replica.fetch_records(self.link.swarm, self.link.sequencer)
-                if self.replica.state.round < self.replica.log.head.round:
-                    await self._apply_next()
-                    continue
-                self._prefetch.look(view)
-                if view.head_round == self.replica.state.round and view.head_digest not in (b"", self.replica.digest):
-                    raise Diverged(f"after round {view.head_round} this peer's state is not the swarm's")
-            except Diverged as error:
-                await self._reload(error)
-            except MENDABLE as error:
-                await self._complain(f"cannot follow the run at the moment, trying again: {error}")
-            if self.link.view is view:
-                await self.changed.wait(5.0)
-
-    async def _apply_next(self) -> None:
-        entry = self.replica.log.entries[self.replica.state.round + 1]
-        await self.replica.fetch_payloads(entry)
+    async def apply(self) -> None:
+        """Bring theta, feedback, backlog and local weights over one record, together."""
         async with self.contributor.lock:
             self.phase = "applying"
             await whole(self._apply())
-        self._complaint = ""
-        await self._after_round(entry)
 
     async def _apply(self) -> None:
-        """Bring theta, feedback, backlog and local weights over one record, together."""
         await self.contributor.settle_now()
         await self.replica.apply_next()
         await self.contributor.account()
         await self.contributor.rebase()
 
-    async def _after_round(self, entry: Entry) -> None:
+    async def after_round(self, entry: Entry) -> None:
         self._hurry.set()
         self.changed.beat()
-        snapshots = self.spec.snapshots
-        if entry.round % snapshots.every_rounds == 0:
-            await self.replica.keep_snapshot(snapshots.keep)
-            await asyncio.to_thread(self.replica.drop_old_payloads)
+        if entry.round % self.spec.snapshots.every_rounds == 0:
+            self._beside.start(self._keep_snapshot())
 
-    async def _reload(self, reason: Diverged) -> None:
-        """Take the swarm's state instead of this one. What was settled stays in the error-feedback buffer."""
-        self.on_event(f"{reason}; loading it again")
-        self.phase = "syncing"
-        try:
-            async with self.contributor.lock:
-                await whole(self.contributor.settle_now())
-                await self.replica.reload(self.link.swarm, self.link.view.head_digest)
-                await whole(self._take_up())
-        except MENDABLE as error:
-            await self._complain(f"the state could not be loaded, trying again: {error}")
+    async def _keep_snapshot(self) -> None:
+        await self.replica.keep_snapshot(self.spec.snapshots.keep)
+        await asyncio.to_thread(self.replica.drop_old_payloads)
+
+    async def change_over(self, change: Callable[[], Awaitable[list[Entry]]]) -> None:
+        """Another state instead of this one. What was settled stays in the error-feedback buffer, and what the log gave
+        up returns to it."""
+        if self._undone is not None:  # no weights yet that would have to follow
+            self._undone += await change()
             return
-        self.on_event(f"in sync again at round {self.replica.state.round}")
+        self.phase = "syncing"
+        async with self.contributor.lock:
+            await whole(self.contributor.settle_now())
+            undone = await change()
+            await whole(self._take_up(undone))
+        self.changed.beat()
 
-    async def _take_up(self) -> None:
+    async def _take_up(self, undone: list[Entry]) -> None:
+        await self.contributor.undo(undone)
         await self.contributor.account()
         await self.contributor.rebase()
-
-    async def _complain(self, reason: str) -> None:
-        """Say it once, and wait a little before the next attempt."""
-        if reason != self._complaint:
-            self._complaint = reason
-            self.on_event(reason)
-        await asyncio.sleep(RETRY_SECONDS)
 
     # --- heartbeats -------------------------------------------------------------------------------------------------
 
@@ -344,7 +341,10 @@ class Node:
                     await asyncio.wait([self._handing_in])
         except (TimeoutError, CommonweightsError) as error:
             logger.info("could not hand in the last work, it is kept: %s", error)
+        if self.replica.log.finished:
+            await self.helm.linger()
         self.phase = "leaving"
+        self.helm.leave()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2.0):
                 await self.link.heartbeat(self.presence(), 0)
@@ -362,7 +362,8 @@ class Node:
         return (
             not self._encoding
             and self.contributor.backlog.submitted is None
-            and self.replica.state.round == self.replica.log.head.round == self.link.view.head_round
+            and self.replica.state.round == self.replica.log.head.round
+            and self.replica.log.head.hash == self.link.view.head_hash
             and not self.replica.log.finished
         )
 

@@ -66,19 +66,11 @@ class Swarm:
         self.nodes: dict[str, Node] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.coordinator: Coordinator
+        self.lead: asyncio.Task[None]
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Swarm:
-        folder = self.folder / "coordinator"
-        identity = Identity.load_or_create(folder / "identity.key")
-        log = await asyncio.to_thread(open_run, self.spec, folder, identity)
-        options = ServeOptions(folder, host="127.0.0.1", paused=True)
-        await self._stack.__aenter__()
-        swarm = await self._stack.enter_async_context(self.network.node(identity))
-        self.coordinator = await self._stack.enter_async_context(
-            leading(log, swarm, identity, options, self.events.append)
-        )
-        self.lead = asyncio.create_task(self.coordinator.run())
+        await self.start_coordinator(paused=True)
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -86,6 +78,47 @@ class Swarm:
             task.cancel()
         await asyncio.gather(*self.tasks.values(), self.lead, return_exceptions=True)
         await self._stack.aclose()
+
+    async def start_coordinator(self, paused: bool = False) -> None:
+        """From its folder; the run is made if it is not there yet."""
+        folder = self.folder / "coordinator"
+        identity = Identity.load_or_create(folder / "identity.key")
+        log = await asyncio.to_thread(open_run, self.spec, folder, identity)
+        options = ServeOptions(folder, host="127.0.0.1", paused=paused)
+        self._stack = contextlib.AsyncExitStack()
+        swarm = await self._stack.enter_async_context(self.network.node(identity))
+        self.coordinator = await self._stack.enter_async_context(
+            leading(log, swarm, identity, options, lambda text: self.events.append(f"coordinator: {text}"))
+        )
+        self.lead = asyncio.create_task(self.coordinator.run())
+
+    async def kill_coordinator(self) -> None:
+        """As SIGKILL: nobody hears anything of it any more."""
+        self.network.kill(self.coordinator.swarm.peer_id)
+        self.lead.cancel()
+        await asyncio.gather(self.lead, return_exceptions=True)
+        await self._stack.aclose()
+
+    async def kill(self, name: str) -> None:
+        self.network.kill(self.peer_id(name))
+        task = self.tasks.pop(name)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        self.nodes.pop(name, None)
+
+    def part(self, *names: str) -> None:
+        """Cut these nodes off from all others; "coordinator" is a name too. `network.heal` undoes it."""
+        everybody = {"coordinator": self.coordinator.swarm.peer_id, **{name: self.peer_id(name) for name in self.tasks}}
+        for inside in names:
+            for outside in everybody.keys() - set(names):
+                self.network.cut(everybody[inside], everybody[outside])
+
+    def leaders(self) -> list[str]:
+        """Names of the nodes that lead at the moment."""
+        nodes = {name: node.leader for name, node in self.nodes.items() if not self.tasks[name].done()}
+        if not self.lead.done():
+            nodes["coordinator"] = self.coordinator.leader
+        return [name for name, leader in nodes.items() if leader.leading]
 
     @property
     def ticket(self) -> Ticket:

@@ -156,7 +156,8 @@ async def small_run(folder: Path, **changes: dict[str, Any]) -> AsyncIterator[Sm
     replica = replica_of(start_log(identity, None, **changes), folder / "leader", swarm)
     leader = Leader(replica, swarm, identity)
     leader.serve()
-    run = SmallRun(network, folder, leader, asyncio.create_task(leader.run()))
+    leader.begin(term=1)
+    run = SmallRun(network, folder, leader, asyncio.create_task(leader.lead()))
     try:
         yield run
         if run.lead.done():

@@ -78,10 +78,16 @@ class Leasing(RuleBasedStateMachine):
         self.offered = {peer: Ranges() for peer in PEERS}
         self.book = LeaseBook.resume(self.book.cursor, self.accepted)
 
+    @rule(gap=st.integers(0, 50))
+    def take_over(self, gap: int) -> None:
+        """Another node goes on, some way ahead, without knowing more than the log either."""
+        self.offered = {peer: Ranges() for peer in PEERS}
+        self.book = LeaseBook.take_over(self.book.cursor, self.accepted, gap, self.now + 20)
+
     @invariant()
     def every_position_is_in_one_place(self) -> None:
         held = [lease.positions for lease in self.book.held.values()]
-        parts = [*held, self.book.returned, self.accepted]
+        parts = [*held, self.book.returned, self.book.withheld, self.accepted]
         assert sum(map(len, parts)) == self.book.cursor
         union = Ranges.of(pair for part in parts for pair in part)
         assert union == Ranges.of([(0, self.book.cursor)])
@@ -123,3 +129,17 @@ def test_a_grant_of_scattered_leftovers_is_short_enough_for_a_header() -> None:
     book = LeaseBook(cursor=1000, returned=Ranges.of((index, index + 1) for index in range(0, 1000, 2)))
     book, granted = book.grant(PEERS[0], 400, 0.0, 10)
     assert len(granted) == 400 and len(granted.pairs) <= MAX_FRAGMENTS + 1
+
+
+def test_what_the_other_side_of_a_cut_may_hold_is_left_alone_for_a_while() -> None:
+    """Who takes over leases far ahead at first; what it left open, and nobody presented, follows when time is up."""
+    book = LeaseBook.take_over(100, Ranges.of([(0, 60)]), gap=400, until=300.0)
+    book, first = book.grant(PEERS[0], 10, 0.0, 1000)
+    assert list(first) == [(500, 510)]
+    book, dropped = book.present(PEERS[1], Ranges.of([(70, 80)]), Ranges(), 1.0, 1000, 3, most=40)
+    assert not dropped and list(book.positions(PEERS[1])) == [(70, 80)]
+    book, _ = book.expire(299.0)
+    assert not book.returned
+    book, _ = book.expire(300.0)
+    book, later = book.grant(PEERS[2], 30, 300.0, 1000)
+    assert list(later) == [(60, 70), (80, 100)]

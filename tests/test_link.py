@@ -27,6 +27,7 @@ class Line:
         for method in ("watch", "heartbeat", "submit"):
             server.serve(method, self._on_call, max_request_bytes=1 << 16)
         self.events: list[str] = []
+        self.leader = sequencer.peer_id.public_key
         self.link = Link(network.node(peer), bytes(32), sequencer.peer_id, [], Pulse(), self.events.append)
 
     async def _on_call(self, sender: PeerId, body: bytes) -> bytes:
@@ -58,7 +59,7 @@ async def test_views_that_make_no_sense_are_not_taken(view: swarm_pb2.WatchReply
     following = asyncio.create_task(line.link.follow())
     while line.link.reachable:
         await asyncio.sleep(0)
-    line.answer = lambda: swarm_pb2.WatchReply(version=5)
+    line.answer = lambda: swarm_pb2.WatchReply(version=5, leader=line.leader)
     while not line.link.reachable:
         await asyncio.sleep(0.01)
     assert line.link.view.version == 5 and "answers again" in line.events[-1]

@@ -135,15 +135,40 @@ def test_nobody_in_time_extends_the_deadline_instead_of_publishing_nothing() -> 
     assert only(table.submit(A), Publish)
 
 
-def test_silent_peers_are_forgotten_and_their_leases_come_back() -> None:
-    """The positions go to the next peer that asks."""
+def test_silent_peers_are_forgotten_and_their_leases_come_back_when_they_end() -> None:
+    """Not before: the peer may be at work on the other side of a cut. Then the next peer that asks gets them."""
     table = Table()
     table.hear(A, tokens=20)
     lost = table.held[A]
     (gone,) = only(table.say(Tick(), after=16.0), Gone)
     assert gone.peer == A
     table.hear(B)
+    assert not table.held[B] & lost
+    table.say(Tick(), after=RULES.lease_seconds)
+    table.held[B] = Ranges()
+    table.hear(B)
     assert table.held[B].first(len(lost)) == lost
+
+
+def test_who_claims_to_train_and_never_submits_costs_two_deadlines_and_no_more() -> None:
+    """Then nobody waits for it, until it brings something after all."""
+    table = Table(target_tokens=90, silence_seconds=1e9, max_seconds=1e9)
+
+    def seconds_of_a_round() -> float:
+        start = table.now
+        table.hear(A, tokens=50)
+        table.hear(B, tokens=50)
+        effects = table.submit(A)
+        while not only(effects, Publish):
+            effects = table.say(Tick(), after=0.5)
+        return table.now - start
+
+    durations = [seconds_of_a_round() for _ in range(4)]
+    assert all(seconds >= 10 for seconds in durations[:2]) and durations[2:] == [0.0, 0.0]
+    table.hear(A, tokens=50)
+    table.submit(B)
+    (published,) = only(table.submit(A), Publish)
+    assert len(published.accepted) == 2 and table.state.members[B].missed == 0
 
 
 def test_refused_payloads_are_named_in_the_record_and_their_positions_stay_leased() -> None:

@@ -34,7 +34,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule()
     def hand_in(self) -> None:
         if self.backlog.submitted is None and self.backlog.unsent.tokens:
-            self.backlog = self.backlog.settle().hand_in(1, b"", b"")
+            self.backlog = self.backlog.read().settle().hand_in(1, b"", b"")
 
     @rule(merged=st.booleans())
     def decide(self, merged: bool) -> None:
@@ -70,7 +70,7 @@ def test_a_backlog_survives_its_file_and_a_damaged_file_is_an_empty_one(tmp_path
     """Whatever is in the file."""
     path = tmp_path / "backlog.json"
     work = Work(Ranges.of([(0, 4), (8, 9)]), 160, 2, 320.0, 1.5)
-    backlog = Backlog(settled=work).hand_in(7, b"\1" * 32, b"header").train(work).settle()
+    backlog = Backlog(settled=work).hand_in(7, b"\1" * 32, b"header").train(work).read().settle()
     backlog.save(path)
     assert Backlog.load(path) == backlog
     for damage in ("", "{}", "[]", "null", '{"settled": 3, "submitted": null}', path.read_text()[:50]):

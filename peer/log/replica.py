@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from google.protobuf.message import DecodeError
 
 from peer.codecs import open_payload
 from peer.errors import CommonweightsError, Refused, UnreachableError, VerificationError
@@ -28,11 +29,13 @@ from peer.log.state import State
 from peer.messages import parse
 from peer.swarm import Swarm
 from protos import log_pb2, swarm_pb2
+from protos.signing import body_hash
 
 logger = logging.getLogger(__name__)
 
 CALL_SECONDS = 10.0
 PAYLOAD_SECONDS = 600.0  # the longest that one blob may take, on a slow home link
+MAX_BRANCH_RECORDS = 20_000  # of another chain, looked at in one go
 REPLY_BYTES = 1 << 20  # of records in one answer, unless a single record is larger
 
 T = TypeVar("T")
@@ -42,6 +45,10 @@ Sources = Callable[[], Sequence[PeerId]]  # who to ask, best first
 
 class Diverged(VerificationError):
     """This replica's state is not the one the chain names: it must be loaded again."""
+
+
+class Forked(VerificationError):
+    """Another node's records do not go on from this log's head: there are two chains."""
 
 
 class Replica:
@@ -71,22 +78,44 @@ class Replica:
         """Append what `peer` has beyond this log's head.
 
         Raises:
-            VerificationError: what it sent does not follow; what was good before it is kept.
+            Forked: its log and this one part before this head.
+            VerificationError: what it sent is wrong; what was good before it is kept.
             UnreachableError, Refused: it did not answer, or would not.
         """
         added: list[Entry] = []
         while not self.log.finished:
-            request = swarm_pb2.RecordsRequest(run_id=self.log.run_id, first_round=self.log.head.round + 1, count=256)
-            reply = parse(
-                await swarm.call(peer, "records", request.SerializeToString(), timeout_seconds=CALL_SECONDS),
-                swarm_pb2.RecordsReply,
-            )
-            for signed in reply.records:
+            records = await records_of(swarm, peer, self.log, self.log.head.round + 1)
+            if records and not follows(records[0], self.log.head):
+                raise Forked(f"round {self.log.head.round + 1}: {peer.short} holds another chain")
+            for signed in records:
                 added.append(self.log.append(signed))
                 await asyncio.sleep(0)  # each is written durably: others want to be heard in between
-            if not reply.records:
+            if not records:
                 break
         return added
+
+    async def fetch_branch(self, swarm: Swarm, peer: PeerId) -> Log:
+        """The whole chain of `peer`, checked, in memory. This log stays as it is.
+
+        Raises:
+            VerificationError: a record of it is wrong.
+            UnreachableError, Refused: it did not answer, or would not.
+        """
+        ours, round_, step = self.log.entries, self.log.head.round, 1
+        while round_ > 0:  # back to a record that both have, in growing steps
+            records = await records_of(swarm, peer, self.log, round_)
+            if records and body_hash(records[0]) == ours[round_].hash:
+                break
+            round_, step = max(0, round_ - step), 2 * step
+        branch = await asyncio.to_thread(self.log.branch, round_)
+        while not branch.finished and branch.head.round < round_ + MAX_BRANCH_RECORDS:
+            records = await records_of(swarm, peer, self.log, branch.head.round + 1)
+            for signed in records:
+                branch.append(signed)
+                await asyncio.sleep(0)
+            if not records:
+                break
+        return branch
 
     async def fetch_payloads(self, entry: Entry) -> None:
         """Have every payload of a record in the blob store, as its maker signed it.
@@ -182,6 +211,16 @@ class Replica:
             return True
         return False
 
+    async def roll_back(self, round_: int) -> None:
+        """Leave what came after `round_` behind: the log has changed from there on.
+
+        The newest older snapshot is loaded; without one the state is none (round -1), and has to be fetched.
+        """
+        await self.compute(self.snapshots.drop_after, round_)
+        if self.state.round > round_:
+            self.state.round = -1
+            await self.restore()
+
     async def join(self, swarm: Swarm, head_digest: bytes) -> None:
         """Bring a state that is far behind to the head, over the fewer bytes: replay, or the newest snapshot and replay
         from there.
@@ -271,6 +310,25 @@ class Replica:
         return self.snapshots.manifest(rounds[-1]).SerializeToString()
 
 
+async def records_of(swarm: Swarm, peer: PeerId, log: Log, first_round: int) -> Sequence[log_pb2.Signed]:
+    """Some of the records that `peer` has from `first_round` on, unchecked.
+
+    Raises:
+        UnreachableError, Refused: it did not answer, or would not.
+    """
+    request = swarm_pb2.RecordsRequest(run_id=log.run_id, first_round=first_round, count=256)
+    reply = await swarm.call(peer, "records", request.SerializeToString(), timeout_seconds=CALL_SECONDS)
+    return parse(reply, swarm_pb2.RecordsReply).records
+
+
+def follows(signed: log_pb2.Signed, head: Entry) -> bool:
+    """Whether a record says that it goes on from `head`; nothing else is checked."""
+    try:
+        return log_pb2.Record.FromString(signed.body).previous_hash == head.hash
+    except DecodeError:
+        return False
+
+
 def apply_entry(state: State, entry: Entry, log: Log, blobs: BlobStore) -> bytes:
     """One outer step: state after round r from the state after r - 1, in place; returns its digest.
 
@@ -296,4 +354,4 @@ def apply_entry(state: State, entry: Entry, log: Log, blobs: BlobStore) -> bytes
     return digest
 
 
-__all__ = ["Diverged", "Replica", "apply_entry", "digest_after"]
+__all__ = ["Diverged", "Forked", "Replica", "apply_entry", "digest_after"]

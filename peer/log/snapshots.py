@@ -66,9 +66,14 @@ class Snapshots:
     def prune(self, keep: int, always: frozenset[int] = frozenset()) -> None:
         """Drop all but the newest `keep` snapshots and those of rounds `always`, with chunks that no other one
         shares."""
-        rounds = self.rounds()
-        gone = [round_ for round_ in rounds[:-keep] if round_ not in always]
-        needed = {hash_ for round_ in rounds if round_ not in gone for hash_ in self._chunks(round_)}
+        self._drop([round_ for round_ in self.rounds()[:-keep] if round_ not in always])
+
+    def drop_after(self, round_: int) -> None:
+        """Drop the snapshots of later rounds: the log has changed from there on."""
+        self._drop([item for item in self.rounds() if item > round_])
+
+    def _drop(self, gone: list[int]) -> None:
+        needed = {hash_ for round_ in self.rounds() if round_ not in gone for hash_ in self._chunks(round_)}
         for round_ in gone:
             chunks = self._chunks(round_)
             self._path(round_).unlink()

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -25,10 +25,11 @@ import torch
 from peer.codecs import open_payload
 from peer.errors import CommonweightsError
 from peer.identity import Identity
-from peer.log.chain import most_private_tokens
+from peer.log.chain import Entry, most_private_tokens
 from peer.log.replica import Replica
 from peer.rounds.feedback import ErrorFeedback
-from peer.rounds.work import Backlog
+from peer.rounds.ranges import Ranges
+from peer.rounds.work import Backlog, Work
 from peer.training.trainer import Trainer
 from protos import log_pb2
 from protos.signing import sign
@@ -67,9 +68,9 @@ class Contributor:
     # --- out --------------------------------------------------------------------------------------------------------
 
     async def read_weights(self) -> torch.Tensor:
-        """The local weights between two steps, fp32 [parameters]; their steps count as settled from here on."""
+        """The local weights between two steps, fp32 [parameters]; their steps belong to it from here on."""
         local = await self.on_device(self.trainer.parameters.read)
-        self.backlog = self.backlog.settle()
+        self.backlog = self.backlog.read()
         return local
 
     async def settle(self, local: torch.Tensor) -> None:
@@ -81,9 +82,10 @@ class Contributor:
         delta = torch.sub(base, local)
         try:
             await self.replica.compute(self.feedback.add, delta)
+            self.backlog = self.backlog.settle()
         except CommonweightsError as error:
             self.on_event(f"this round's work is dropped: {error}")
-            self.backlog = self.backlog.dropped()
+            self.backlog = self.backlog.spoilt()
             await self.on_device(self.trainer.parameters.write, base)
             local = base.clone()
         self._anchor = local
@@ -161,6 +163,32 @@ class Contributor:
         else:  # its tokens must not be credited without it
             self.on_event(f"contribution to round {round_} was not merged: {reason}; it is lost, its file is gone")
             self.backlog = self.backlog.merged()
+
+    async def undo(self, records: Sequence[Entry]) -> None:
+        """The log has given up `records` for others: own contributions in them return to the error feedback, with those
+        of their positions that the new chain has not accepted. The caller holds the lock, and has settled.
+        """
+        own, log = self.identity.peer_id.public_key, self.replica.log
+        for entry in records:
+            merged = [item.payload_hash for _, item in log.entries[entry.round].contributions] \
+                if entry.round <= log.head.round else []  # fmt: skip
+            for signer, item in entry.contributions:
+                if signer == own and item.payload_hash not in merged:
+                    await self._take_in_again(item)
+        submitted = self.backlog.submitted
+        if submitted is not None and records and submitted.round > records[0].round:
+            await self.take_back(submitted.round, "the swarm went on without the round before it")
+
+    async def _take_in_again(self, item: log_pb2.Contribution) -> None:
+        self.merged_rounds = max(0, self.merged_rounds - 1)
+        if not await self.replica.compute(self._put_back, item.payload_hash):
+            self.on_event(f"contribution to round {item.round} was taken back, and is lost: its file is gone")
+            return
+        positions = Ranges.from_protos(item.consumed)
+        work = Work(positions, item.tokens, item.inner_steps, item.mean_loss * item.tokens, item.train_seconds)
+        sequence_tokens = self.replica.log.spec.data.sequence_length
+        work = work.without(self.replica.log.accounts.accepted, sequence_tokens)
+        self.backlog = self.backlog.undone(work)
 
     async def begin(self) -> None:
         """Start training from the present theta."""

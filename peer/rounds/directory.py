@@ -40,13 +40,20 @@ async def peers(swarm: Swarm, run_id: bytes) -> dict[PeerId, swarm_pb2.Presence]
     return found
 
 
+async def heads(swarm: Swarm, run_id: bytes) -> dict[PeerId, swarm_pb2.HeadPointer]:
+    """What everybody announced who leads, or led a moment ago."""
+    found = {}
+    for peer, value in (await swarm.lookup(_key(run_id, "head"))).items():
+        try:
+            found[peer] = parse(value, swarm_pb2.HeadPointer)
+        except CommonweightsError:
+            continue
+    return found
+
+
 async def head(swarm: Swarm, run_id: bytes, sequencer: PeerId) -> swarm_pb2.HeadPointer | None:
     """What `sequencer` announced last, if anything."""
-    value = (await swarm.lookup(_key(run_id, "head"))).get(sequencer)
-    try:
-        return parse(value, swarm_pb2.HeadPointer) if value is not None else None
-    except CommonweightsError:
-        return None
+    return (await heads(swarm, run_id)).get(sequencer)
 
 
 async def _announce(swarm: Swarm, run_id: bytes, what: str, value: bytes) -> None:

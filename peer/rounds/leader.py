@@ -1,23 +1,27 @@
 """The sequencer's shell: turns messages into events, and effects into leases, fetches and signed records.
 
-Any node that holds a `Replica` can run it; normally the coordinator does. Messages are checked here (size, signature,
-sense) before they become events; all decisions are `sequencer.tick`'s.
+Every node has one, and one of them is leading: normally the coordinator's; `helm` decides when to `lead` and when to
+`resign`. Messages are checked here (size, signature, sense) before they become events; all decisions are
+`sequencer.tick`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from peer.errors import Refused
+from peer.clock import awake_seconds
+from peer.errors import DataError, Refused, UnreachableError, VerificationError
 from peer.identity import Identity, PeerId
 from peer.log.chain import MAX_HEADER_BYTES, Entry
 from peer.log.replica import Replica
+from peer.log.rules import MAX_PROOF_BYTES, is_due
 from peer.messages import parse
 from peer.pulse import Pulse
 from peer.rounds import sequencer
@@ -33,7 +37,9 @@ from protos.signing import SignatureError, open_signed, sign
 logger = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.1
+RETRY_SECONDS = 2.0
 MAX_WATCH_SECONDS = 20.0
+MAX_RANK = 8  # so far down the line, nobody has a stretch of leases of its own
 MAX_WATCHES = 4  # of one peer at once: a line that broke unnoticed, and its successor
 APPLY_SECONDS = 60.0  # how long a submission may wait for this node to have applied the head
 
@@ -54,55 +60,113 @@ class Leader:
     identity: Identity
     paused: bool = False
     on_event: Callable[[str], None] = lambda text: None  # one line for people
-    on_applied: Callable[[Entry], None] = lambda entry: None  # a record was published and applied here
     on_step: Callable[[sequencer.Event, list[sequencer.Effect]], None] = lambda event, effects: None  # before effects
     guests: dict[PeerId, Guest] = field(default_factory=dict)
+    bring_up: Callable[[], Awaitable[object]] | None = None  # apply what is in the log; default: nothing but that
+    elsewhere: Callable[[], swarm_pb2.WatchReply] = swarm_pb2.WatchReply  # what `watch` answers when not leading
+    nap_seconds: float = math.inf  # a longer one makes it hold, until somebody has looked around and says `go_on`
 
     def __post_init__(self) -> None:
-        log = self.replica.log
-        loop_now = asyncio.get_running_loop().time()
-        spec = log.spec
-        resumed = log.head.round > 0
-        self.state = sequencer.Sequencer(
-            rules=sequencer.Rules.of(spec),
-            round=log.head.round + 1,
-            opened=loop_now,
-            leases=LeaseBook.resume(log.accounts.data_cursor, log.accounts.accepted),
-            leases_from=loop_now + (3 * spec.timing.heartbeat_seconds if resumed else 0),
-            paused=self.paused,
-        )
-        self.term = log.head.record.term
+        self.leading = False
+        self.holding = False
+        self.term = 0
+        self.accused: dict[bytes, log_pb2.Equivocation] = {}  # not in the log yet, by signer
+        self.state = self._fresh(0, asyncio.get_running_loop().time())
         self.version = time.time_ns()  # of what `watch` answers; a restart is a change too
         self._changed = Pulse()
         self._applied = asyncio.Event()  # the replica's state and digest are those after the head
-        self._applied.set()
         self._headers: dict[tuple[bytes, bytes], Header] = {}  # of the open round, by signer and payload hash
         self._checks: dict[tuple[bytes, bytes], asyncio.Task[None]] = {}  # of payloads, by the same key
         self._watching: Counter[PeerId] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._announce_at = 0.0  # monotonic seconds
-        self._failure: BaseException | None = None  # of a background task: it ends `run`
+        self._stepped = awake_seconds()
+        self._failure: BaseException | None = None  # of a background task: it ends `lead`
 
     def serve(self) -> None:
         self.swarm.serve("heartbeat", self._on_heartbeat, max_request_bytes=64 << 10)
         self.swarm.serve("submit", self._on_submit, max_request_bytes=MAX_HEADER_BYTES + 1024)
         self.swarm.serve("watch", self._on_watch, max_request_bytes=1024)
 
-    async def run(self) -> None:
-        """Lead until the run is finished or the task is cancelled; `serve` was called before."""
+    def begin(self, term: int, rank: int = 0) -> None:
+        """Lead from now on, after the head of the log, which is applied.
+
+        `term` is used for the first time. `rank` is this node's place in the line of succession: not the first means
+        that others may lead as well, out of sight, so its leases keep a distance to theirs.
+        """
+        assert self.replica.state.round == self.replica.log.head.round, "a leader is at the head"
+        now = asyncio.get_running_loop().time()
+        self.term, self.leading, self.holding = term, True, False
+        self.state = self._fresh(rank, now)
+        self._applied.set()
+        self._stepped = awake_seconds()
+        self._announce_at = 0.0
+        self._bump()
+
+    async def lead(self) -> None:
+        """Until the run is finished or somebody else leads; after `begin`. Can be cancelled."""
         try:
             self._finish_if_due()
-            while not (self.replica.log.finished and self._applied.is_set()):
+            while self.leading and not (self.replica.log.finished and self._applied.is_set()):
                 if self._failure is not None:
                     raise self._failure
-                self._step(sequencer.Tick())
+                if self._is_awake():
+                    self._step(sequencer.Tick())
                 if time.monotonic() >= self._announce_at:
                     self._announce()
                 await asyncio.sleep(TICK_SECONDS)
         finally:
-            for task in self._tasks:
+            if not self.replica.log.finished:
+                self.resign()
+            tasks = list(self._tasks)
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def resign(self) -> None:
+        """Stop leading, at once: nothing is signed after this."""
+        if not self.leading:
+            return
+        self.leading = self.holding = False
+        for check in self._checks.values():
+            check.cancel()
+        self._checks.clear()
+        self._headers.clear()
+        self.guests.clear()
+        self.state = replace(self._fresh(0, self.state.opened), paused=self.state.paused)
+        self._bump()
+
+    def go_on(self) -> None:
+        """After a nap: nobody else leads."""
+        self.holding = False
+        self._stepped = awake_seconds()
+
+    def accuse(self, proof: log_pb2.Equivocation) -> None:
+        """Put a proof that was checked into the next record."""
+        self.accused[proof.first.signer] = proof
+
+    def _fresh(self, rank: int, now: float) -> sequencer.Sequencer:
+        log, rules = self.replica.log, sequencer.Rules.of(self.replica.log.spec)
+        accounts = log.accounts
+        gap, until = min(rank, MAX_RANK) * rules.gap_sequences, now + rules.lease_seconds
+        return sequencer.Sequencer(
+            rules=rules,
+            round=log.head.round + 1,
+            opened=now,
+            leases=LeaseBook.take_over(accounts.data_cursor, accounts.accepted, gap, until)
+            if gap
+            else LeaseBook.resume(accounts.data_cursor, accounts.accepted),
+            leases_from=now + (3 * rules.heartbeat_seconds if log.head.round else 0),
+            paused=self.paused,
+        )
+
+    def _is_awake(self) -> bool:
+        """False from a nap on, in which somebody else may have begun to lead, until somebody has looked around."""
+        now = awake_seconds()
+        if self.leading and now - self._stepped > self.nap_seconds:
+            self.holding = True
+        self._stepped = now
+        return not self.holding
 
     def _announce(self) -> None:
         """Leave in the DHT where the log ends and where its sequencer is."""
@@ -114,6 +178,8 @@ class Leader:
         self._spawn(announce_head(self.swarm, self.replica.log.run_id, pointer))
 
     def pause(self, paused: bool) -> None:
+        """Also before it leads: then from the start."""
+        self.paused = paused
         self._step(sequencer.Pause(paused))
         self._bump()
 
@@ -121,6 +187,8 @@ class Leader:
     def in_words(self) -> str:
         if self.replica.log.finished:
             return "finished"
+        if not self.leading:
+            return "another node leads"
         return self.state.in_words(asyncio.get_running_loop().time())
 
     @property
@@ -170,6 +238,7 @@ class Leader:
             ],
             data_cursor=effect.data_cursor,
             deadline_seconds=effect.deadline_seconds,
+            equivocations=self._proofs(),
         )
         self._append(record)
         self._headers.clear()
@@ -180,6 +249,15 @@ class Leader:
             self.on_event(
                 f"round {effect.round}: contribution of {self.name_of(PeerId(item.peer))} refused: {item.reason}"
             )
+
+    def _proofs(self) -> list[log_pb2.Equivocation]:
+        """Of whom the log does not know yet, as many as fit."""
+        banned, room, proofs = self.replica.log.accounts.banned, MAX_PROOF_BYTES, []
+        for signer in sorted(self.accused.keys() - banned):
+            room -= self.accused[signer].ByteSize()
+            if room >= 0:
+                proofs.append(self.accused[signer])
+        return proofs
 
     def _record_fields(self, round_: int) -> dict[str, Any]:
         log = self.replica.log
@@ -200,18 +278,21 @@ class Leader:
         self._spawn(self._apply(entry))
 
     async def _apply(self, entry: Entry) -> None:
-        await self.replica.catch_up()
-        self._applied.set()
-        self._bump()
-        self.on_applied(entry)
-        self._finish_if_due()
+        while self.replica.state.round < entry.round:
+            try:
+                await (self.bring_up or self.replica.catch_up)()
+            except (UnreachableError, Refused, VerificationError, DataError) as error:  # a payload is damaged, say
+                self.on_event(f"record {entry.round} cannot be applied here yet, trying again: {error}")
+                await asyncio.sleep(RETRY_SECONDS)
+        if self.leading and self.replica.log.head is entry:
+            self._applied.set()
+            self._bump()
+            self._finish_if_due()
 
     def _finish_if_due(self) -> None:
         """Publish the final record when the run has all it was to have."""
-        log, run = self.replica.log, self.replica.log.spec.run
-        if log.finished or not self._applied.is_set():
-            return
-        if (run.rounds and log.head.round >= run.rounds) or (run.tokens and log.accounts.tokens >= run.tokens):
+        log = self.replica.log
+        if self._is_awake() and self.leading and self._applied.is_set() and not log.finished and is_due(log):
             cursor = self.state.leases.cursor
             self._append(log_pb2.Record(**self._record_fields(log.head.round + 1), data_cursor=cursor, final=True))
             self.on_event("the run is finished")
@@ -231,13 +312,26 @@ class Leader:
             self._checks.pop(key, None)
             if not merged and not header.was_here:
                 self.replica.blobs.delete(payload_hash)
-        self._step(event)
-        self._bump()
+        while not self._is_awake():
+            await asyncio.sleep(TICK_SECONDS)
+        if self.leading:
+            self._step(event)
+            self._bump()
 
     # --- handlers ---------------------------------------------------------------------------------------------------
 
+    def _admit(self, sender: PeerId) -> None:
+        """Raises Refused when this node does not lead at the moment, or `sender` may not take part."""
+        if not self.leading:
+            raise Refused("this node does not lead the run; ask whom it follows (watch)")
+        if not self._is_awake():
+            raise Refused("this node slept and looks around before it goes on; try again in a moment")
+        if sender.public_key in self.accused.keys() | self.replica.log.accounts.banned:
+            raise Refused("this peer signed two different records of one round and is banned from the run")
+
     async def _on_heartbeat(self, sender: PeerId, body: bytes) -> bytes:
         request = parse(body, swarm_pb2.HeartbeatRequest)
+        self._admit(sender)
         presence = request.presence
         if reason := presence_fault(presence, self.replica.log.run_id):
             raise Refused(reason)
@@ -281,6 +375,7 @@ class Leader:
             return _refusal(str(error))
         if signed.signer != sender.public_key:
             return _refusal("a contribution is submitted by the peer that signed it")
+        self._admit(sender)
         if sender.public_key not in self.state.members:
             raise Refused("the sequencer has not heard of this peer yet; try again after the next heartbeat")
         try:
@@ -288,6 +383,7 @@ class Leader:
                 await self._applied.wait()
         except TimeoutError:
             raise Refused("the sequencer is still applying the last round; try again") from None
+        self._admit(sender)  # still
         log = self.replica.log
         if contribution.run_id == log.run_id and 0 < contribution.round <= log.head.round:
             return swarm_pb2.SubmitReply(fetched=True).SerializeToString()  # too late to say: the record tells
@@ -325,13 +421,14 @@ class Leader:
             raise Refused("busy: this peer watches already; try again later")
         self._watching[sender] += 1
         try:
-            if request.version == self.version and request.wait_seconds > 0:
+            if self.leading and request.version == self.version and request.wait_seconds > 0:
                 await self._changed.wait(min(request.wait_seconds, MAX_WATCH_SECONDS))
         finally:
             self._watching[sender] -= 1
             if not self._watching[sender]:
                 del self._watching[sender]
-        return self.view().SerializeToString()
+        view = self.view() if self.leading else self.elsewhere()
+        return view.SerializeToString()
 
     def view(self) -> swarm_pb2.WatchReply:
         """What every follower should know now."""
@@ -363,6 +460,7 @@ class Leader:
             round_tokens=state.round_tokens,
             tokens_per_second=self.tokens_per_second,
             peers=len(state.members),
+            leader=self.identity.peer_id.public_key,
         )
 
     def name_of(self, peer: PeerId) -> str:

@@ -30,12 +30,24 @@ class LeaseBook:
     cursor: int = 0  # no position at or above was ever leased
     returned: Ranges = Ranges()  # below the cursor, neither leased nor accepted
     held: Mapping[bytes, Lease] = field(default_factory=dict)  # by public key
+    withheld: Ranges = Ranges()  # below the cursor; may be leased by somebody else who leads, out of our sight
+    withheld_until: float = 0.0  # seconds
 
     @classmethod
     def resume(cls, cursor: int, accepted: Ranges) -> LeaseBook:
         """The book after a restart, from the log alone: what was leased and never accepted counts as returned, until
         its holder presents it (`present`)."""
         return cls(cursor=cursor, returned=Ranges.of([(0, cursor)]) - accepted)
+
+    @classmethod
+    def take_over(cls, cursor: int, accepted: Ranges, gap: int, until: float) -> LeaseBook:
+        """The book of somebody who leads because nobody answers, and who may be wrong about that.
+
+        The others may go on beyond a cut, leasing from `cursor`. Whatever both sides lease counts for one of them only.
+        So this one starts `gap` positions further on, and gives out what it leaves open from `until` on.
+        """
+        withheld = Ranges.of([(0, cursor + gap)]) - accepted
+        return cls(cursor=cursor + gap, withheld=withheld, withheld_until=until)
 
     def positions(self, peer: bytes) -> Ranges:
         lease = self.held.get(peer)
@@ -82,7 +94,13 @@ class LeaseBook:
     def accept(self, peer: bytes, positions: Ranges) -> LeaseBook:
         """`positions` are in the log now: nobody holds them and nobody gets them again."""
         held = self._without(peer, positions)
-        return replace(self, returned=self.returned - positions, held=held, cursor=max(self.cursor, positions.stop))
+        return replace(
+            self,
+            returned=self.returned - positions,
+            withheld=self.withheld - positions,
+            held=held,
+            cursor=max(self.cursor, positions.stop),
+        )
 
     def release(self, peer: bytes, positions: Ranges | None = None) -> LeaseBook:
         """`peer` gives back `positions`, or everything it holds, but for what is pinned."""
@@ -93,9 +111,11 @@ class LeaseBook:
         return replace(self, returned=self.returned | back, held=self._without(peer, back))
 
     def expire(self, now: float) -> tuple[LeaseBook, list[bytes]]:
-        """Take back every lease whose time is over; returns whose they were."""
+        """Take back every lease whose time is over, and what was withheld for long enough; returns whose leases."""
         late = [peer for peer, lease in self.held.items() if lease.expires <= now]
         book = self
+        if self.withheld and self.withheld_until <= now:
+            book = replace(self, returned=self.returned | self.withheld, withheld=Ranges())
         for peer in late:
             book = book.release(peer)
         return book, late
@@ -129,6 +149,7 @@ class LeaseBook:
                 self,
                 cursor=max(self.cursor, adopted.stop),
                 returned=(self.returned | gap) - adopted,
+                withheld=self.withheld - adopted,
                 held=self._with(peer, adopted, granted=granted, expires=now + lease_seconds),
             )
         current = book.held.get(peer)

@@ -63,6 +63,8 @@ RESPONSES_KEPT = 64  # how many times from close to submission the adaptive dead
 UNMEASURED_BATCHES = 4  # a peer whose speed is not known yet is leased at most so many batches
 LEASED_ROUNDS = 8  # a peer is never leased more than so many rounds' tokens, whatever speed it claims
 LEASED_BATCHES = 16  # or so many batches, if that is more
+GAP_LEASES = 4  # so many peers' largest leases are left open when somebody takes over who may not be alone
+MISSES_ALLOWED = 2  # closed rounds in a row that a peer may have tokens for and not hand them in; then nobody waits
 HEADER_BYTES = 2 << 20  # of all contributions to a round together: they must fit into its record
 TRAINING = "training"
 BYSTANDING = frozenset({"syncing", "leaving", "paused"})  # phases of peers that will not contribute to the open round
@@ -101,6 +103,11 @@ class Rules:
         """The most that one peer may hold leases for."""
         return max(LEASED_ROUNDS * self.target_tokens // self.sequence_tokens, LEASED_BATCHES * self.batch_sequences)
 
+    @property
+    def gap_sequences(self) -> int:
+        """How far apart the leases of two nodes are that both take over, out of each other's sight."""
+        return GAP_LEASES * self.most_sequences
+
 
 # --- state ------------------------------------------------------------------------------------------------------------
 
@@ -114,6 +121,7 @@ class Member:
     round_tokens: int = 0
     tokens_per_second: float = 0.0
     phase: str = ""
+    missed: int = 0  # closed rounds in a row that it reported tokens for and did not submit to
 
 
 @dataclass(frozen=True)
@@ -176,9 +184,13 @@ class Sequencer:
 
         Before the close that is everybody who takes part, also who is just applying the last record; after it, only
         those that have something to submit: a slow peer in the middle of its first step keeps its work for the next
-        round.
+        round. Who reported work and did not bring it, several times, is not waited for any more.
         """
-        absent = [(peer, member) for peer, member in self.members.items() if peer not in self.submissions]
+        absent = [
+            (peer, member)
+            for peer, member in self.members.items()
+            if peer not in self.submissions and member.missed < MISSES_ALLOWED
+        ]
         if self.closing is None:
             return [
                 peer
@@ -227,7 +239,9 @@ def _heard(state: Sequencer, event: Heard, now: float, effects: list[Effect]) ->
     # A claim of more than it holds leases for (or, on its own data, more than a round) must not close the round.
     believable = len(book.positions(event.peer)) * rules.sequence_tokens or rules.target_tokens
     tokens = min(event.round_tokens, believable)
-    member = Member(now, event.head_round, tokens, event.tokens_per_second, event.phase)
+    known = state.members.get(event.peer)
+    missed = known.missed if known else 0
+    member = Member(now, event.head_round, tokens, event.tokens_per_second, event.phase, missed)
     return replace(state, leases=book, members={**state.members, event.peer: member})
 
 
@@ -288,12 +302,13 @@ def _refuse(state: Sequencer, submission: Submission, reason: str) -> Sequencer:
 
 
 def _expire(state: Sequencer, now: float, effects: list[Effect]) -> Sequencer:
-    """Forget silent peers and take back old leases."""
+    """Forget silent peers and take back old leases.
+
+    A silent peer's leases stay until they expire: it may train on them on the other side of a cut.
+    """
     book, _ = state.leases.expire(now)
     silent = [peer for peer, member in state.members.items() if now - member.seen > state.rules.silence_seconds]
-    for peer in silent:
-        effects.append(Gone(peer))
-        book = book.release(peer)
+    effects.extend(Gone(peer) for peer in silent)
     members = {peer: member for peer, member in state.members.items() if peer not in silent}
     return replace(state, leases=book, members=members)
 
@@ -328,6 +343,7 @@ def _publish(state: Sequencer, now: float, effects: list[Effect]) -> Sequencer:
         Refusal(item.peer, item.payload_hash, item.tokens, "its payload had not arrived at the deadline")
         for item in late
     )
+    brought, owing = {item.peer for item in ready}, set(state._missing() if state.closing is not None else ())
     book = state.leases
     for item in ready:
         book = book.accept(item.peer, item.consumed)
@@ -343,7 +359,10 @@ def _publish(state: Sequencer, now: float, effects: list[Effect]) -> Sequencer:
         closing=None,
         deadline=0.0,
         # What was reported belongs to the round that is over: it counts again when a peer on the new head says so.
-        members={peer: replace(member, round_tokens=0) for peer, member in state.members.items()},
+        members={
+            peer: replace(member, round_tokens=0, missed=0 if peer in brought else member.missed + (peer in owing))
+            for peer, member in state.members.items()
+        },
     )
     effects.append(Publish(state.round, tuple(ready), refusals, book.cursor, next_state.deadline_seconds))
     return next_state

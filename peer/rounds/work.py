@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from peer.rounds.ranges import Ranges
+from protos import log_pb2
+from protos.signing import strict_parse
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,13 @@ class Backlog:
     """All of a peer's work that is not in the log yet."""
 
     fresh: Work = field(default_factory=Work)  # only in the local weights so far
+    moving: Work = field(default_factory=Work)  # in local weights that were read, on its way into the buffer
     settled: Work = field(default_factory=Work)  # in the error-feedback buffer
     submitted: Submitted | None = None
 
     @property
     def unsent(self) -> Work:
-        return self.settled + self.fresh
+        return self.settled + self.moving + self.fresh
 
     @property
     def tokens(self) -> int:
@@ -83,11 +86,19 @@ class Backlog:
     def train(self, step: Work) -> Backlog:
         return replace(self, fresh=self.fresh + step)
 
+    def read(self) -> Backlog:
+        """The local weights were read; what is trained from here on is not in them."""
+        return replace(self, fresh=Work(), moving=self.moving + self.fresh)
+
     def settle(self) -> Backlog:
-        return replace(self, fresh=Work(), settled=self.unsent)
+        return replace(self, moving=Work(), settled=self.settled + self.moving)
+
+    def spoilt(self) -> Backlog:
+        """What was read turned out to be worthless; what was settled before is not."""
+        return replace(self, moving=Work())
 
     def dropped(self) -> Backlog:
-        """Settled work that turned out to be worthless."""
+        """The buffer is lost."""
         return replace(self, settled=Work())
 
     def hand_in(self, round_: int, payload_hash: bytes, header: bytes) -> Backlog:
@@ -102,16 +113,21 @@ class Backlog:
         assert self.submitted is not None
         return replace(self, settled=self.submitted.work + self.settled, submitted=None)
 
+    def undone(self, work: Work) -> Backlog:
+        """Merged work that a change of chains took back: its values are in the buffer again."""
+        return replace(self, settled=work + self.settled)
+
     def without(self, positions: Ranges, sequence_tokens: int) -> Backlog:
         return replace(
             self,
             fresh=self.fresh.without(positions, sequence_tokens),
+            moving=self.moving.without(positions, sequence_tokens),
             settled=self.settled.without(positions, sequence_tokens),
         )
 
     def save(self, path: Path) -> None:
-        """Keep it for the next start (the caller has settled, so `fresh` is empty)."""
-        assert not self.fresh.tokens, "settle first"
+        """Keep it for the next start (the caller has settled)."""
+        assert not self.fresh.tokens and not self.moving.tokens, "settle first"
         submitted = self.submitted
         value = {
             "settled": _plain(self.settled),
@@ -139,12 +155,19 @@ class Backlog:
                 and Submitted(
                     submitted["round"],
                     bytes.fromhex(submitted["payload_hash"]),
-                    bytes.fromhex(submitted["header"]),
+                    _header(submitted["header"]),
                     _work(submitted["work"]),
                 ),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return cls()
+
+
+def _header(text: str) -> bytes:
+    """Raises SignatureError, a ValueError, when these are not the bytes of a signed message."""
+    header = bytes.fromhex(text)
+    strict_parse(header, log_pb2.Signed)
+    return header
 
 
 def _plain(work: Work) -> dict[str, object]:

@@ -1,0 +1,425 @@
+"""Who leads, as one node sees it: follow, take over, look around, hand over, come back.
+
+Every node runs this loop beside its work. It asks and is asked (`standing`: where are you, whom do you follow?), and
+lets `succession` decide. What it does about the answers:
+
+    following   silent leader -> ask those in line -> follow another, or lead with a new term
+                the coordinator answers again -> follow it;  at the coordinator: ask the leader to hand over
+    leading     every few seconds, and always after a nap: is there another leader? -> the better chain, or the higher
+                term, stays
+    both        exchange standings with a few others: forks and lies are found that way
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import random
+from collections.abc import Callable, Iterable
+
+from peer.background import Background
+from peer.errors import CommonweightsError, Refused, UnreachableError
+from peer.identity import PeerId
+from peer.log.replica import CALL_SECONDS
+from peer.log.rules import MAX_PROOF_BYTES, may_sequence, proof_fault
+from peer.log.terms import Terms
+from peer.messages import parse
+from peer.rounds import directory
+from peer.rounds.contacts import Contacts
+from peer.rounds.guests import MAX_ADDRESS_CHARACTERS, MAX_ADDRESSES
+from peer.rounds.leader import Leader
+from peer.rounds.link import MAX_ROUND, Link
+from peer.rounds.succession import Decision, Follow, Lead, Word, decide, line_of_succession, yields
+from peer.rounds.upkeep import MENDABLE, Upkeep
+from protos import log_pb2, swarm_pb2
+from protos.signing import HASH_BYTES, PUBLIC_KEY_BYTES
+
+logger = logging.getLogger(__name__)
+
+MAX_ASKED = 16  # nodes at once
+GOSSIPED = 2  # nodes that are asked now and then for no reason
+REFRESH_SECONDS = 20.0  # between two looks into the DHT for nodes that can be dialled
+OBSERVE_SECONDS = 1.5  # for which a coordinator that comes back listens before it leads
+LINGER_SECONDS = 15.0  # for which a leader stays after the end, so that others fetch the last record
+MAX_SAVED = 64  # banned or new nodes remembered
+
+
+class Helm:
+    def __init__(
+        self,
+        upkeep: Upkeep,
+        link: Link,
+        leader: Leader,
+        contacts: Contacts,
+        terms: Terms,
+        on_event: Callable[[str], None],
+    ) -> None:
+        self.upkeep, self.link, self.leader = upkeep, link, leader
+        self.contacts, self.terms, self.on_event = contacts, terms, on_event
+        self.log = upkeep.replica.log
+        self.own = leader.identity.peer_id
+        self.coordinator = self.log.origin.coordinator
+        timing = self.log.spec.timing
+        self.silence_seconds = timing.silence_seconds
+        self.probe_seconds = min(3.0, timing.silence_seconds / 3)  # for one answer
+        self.gossip_seconds = min(5.0, timing.silence_seconds / 2)  # between two questions to others
+        self.tick_seconds = min(1.0, timing.heartbeat_seconds)
+        self.leaving = False
+        self._highest_term = 0  # anybody was heard of with
+        self._banned: set[bytes] = set()  # whose lies this node has seen
+        self._news: dict[PeerId, swarm_pb2.Standing] = {}  # told by others, not looked at yet
+        self._due = dict.fromkeys(("gossip", "refresh", "coordinator"), 0.0)  # loop time of the next one
+        self._leading: asyncio.Task[None] | None = None
+        self._beside = Background()
+        leader.bring_up, leader.elsewhere = upkeep.bring_up, self.view
+        leader.nap_seconds = 0.8 * timing.silence_seconds
+        upkeep.on_proof = self.accuse
+        link.watch_seconds = min(link.watch_seconds, timing.silence_seconds / 2)
+        link.others = lambda: list(contacts.addresses)
+
+    def serve(self) -> None:
+        """Answer other nodes from now on."""
+        swarm = self.link.swarm
+        swarm.serve("standing", self._on_standing, max_request_bytes=8 << 10)
+        swarm.serve("handover", self._on_handover, max_request_bytes=1024)
+        swarm.serve("accuse", self._on_accuse, max_request_bytes=MAX_PROOF_BYTES)
+        self.leader.serve()
+
+    # --- the story --------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until cancelled.
+
+        Raises:
+            CommonweightsError: this node led, and could not go on for a reason that waiting does not mend.
+        """
+        try:
+            with contextlib.suppress(*MENDABLE):
+                if self.own == self.coordinator:
+                    await self._come_back()
+            while True:
+                await self._once()
+                if self._leading is not None and self._leading.done():
+                    self._leading.result()
+                    self._leading = None
+                await asyncio.sleep(self.tick_seconds)
+        finally:
+            self.contacts.save()
+            if self._leading is not None:
+                self._leading.cancel()
+                await asyncio.gather(self._leading, return_exceptions=True)
+            await self._beside.end()
+
+    async def _once(self) -> None:
+        try:
+            if self._is_due("refresh", REFRESH_SECONDS):
+                self._beside.start(self._refresh())
+            if self.leader.leading:
+                await self._look_around()
+            elif not self.leaving:
+                await self._follow()
+            if self._is_due("gossip", self.gossip_seconds):
+                await self._hear(await self._ask([self.link.sequencer, *self._some(GOSSIPED)]))
+                await self._pass_on_proofs()
+            await self._hear(self._take_news())
+        except MENDABLE as error:
+            logger.info("at the helm: %s", error)
+
+    async def _come_back(self) -> None:
+        """The coordinator starts. Whoever leads meanwhile is followed first; else it leads at once."""
+        known = list(self.contacts.addresses)
+        if self.log.head.round or known:
+            end = asyncio.get_running_loop().time() + OBSERVE_SECONDS
+            answers = await self._ask(known)
+            while not answers and asyncio.get_running_loop().time() < end:
+                await asyncio.sleep(0.1)
+                answers = self._take_news()
+            await self._decide(answers, 2 * self.silence_seconds)
+        else:
+            await self._lead(0)
+
+    async def _follow(self) -> None:
+        silent = max(self.link.silent_seconds, self.upkeep.odds_seconds, math.inf if self._is_banned() else 0)
+        if self.link.sequencer == self.own or silent > self.silence_seconds:
+            await self._decide(await self._ask([PeerId(key) for key in self._line()[:MAX_ASKED]]), silent)
+        elif self.own == self.coordinator:
+            await self._ask_for_handover()
+        elif self.link.sequencer != self.coordinator and self._is_due("coordinator", self.gossip_seconds):
+            for standing in (await self._ask([self.coordinator])).values():
+                if standing.leader == self.coordinator.public_key:
+                    self._turn_to(self.coordinator, standing.term)
+
+    async def _look_around(self) -> None:
+        """Does anybody else lead? Now and then, and at once after a nap, when others have given this node up."""
+        holding = self.leader.holding
+        if holding:
+            asked = [PeerId(key) for key in self._line()[:MAX_ASKED]]
+        elif self._is_due("coordinator", self.gossip_seconds):
+            asked = [self.coordinator, *self._some(GOSSIPED), *await self._announced_leaders()]
+        else:
+            return
+        await self._hear(await self._ask(asked))
+        if holding and self.leader.leading:
+            self.leader.go_on()
+
+    async def _decide(self, answers: dict[PeerId, swarm_pb2.Standing], silent_seconds: float) -> None:
+        words = [_word(peer, standing) for peer, standing in answers.items()]
+        followed = b"" if self._is_banned() else self.link.sequencer.public_key
+        decision: Decision = decide(
+            self.own.public_key, followed, self._line(), words, silent_seconds, self.silence_seconds
+        )
+        match decision:
+            case Follow(leader, term):
+                told = [it for it in answers.values() if it.leader == leader]
+                self._turn_to(PeerId(leader), term, told[0].leader_addresses if told else ())
+            case Lead(rank):
+                for peer, standing in sorted(answers.items(), key=lambda item: -item[1].tokens):
+                    with contextlib.suppress(*MENDABLE):
+                        await self.upkeep.catch_up_with(peer, standing.head_round, standing.head_hash)
+                await self._lead(rank)
+
+    async def _lead(self, rank: int) -> None:
+        """Take the lead, from the head of the log as this node has it."""
+        await self.upkeep.bring_up()
+        if self.leader.leading or self.leaving or not may_sequence(self.own.public_key, self.log):
+            return
+        term = self.terms.next(max(self.log.head.record.term, self.link.term, self._highest_term))
+        self.leader.begin(term, rank)
+        self._highest_term = term
+        self.link.turn_to(self.own, term, [])
+        self._leading = asyncio.create_task(self.leader.lead())
+        if self.log.head.round:
+            self.on_event(f"this node leads the run now, from round {self.log.head.round + 1} on")
+
+    async def _ask_for_handover(self) -> None:
+        """The coordinator, caught up with whoever led in its absence, takes the lead back."""
+        view, sequencer = self.link.view, self.link.sequencer
+        if view.leader != sequencer.public_key or not self.upkeep.holds(view.head_round, view.head_hash):
+            return
+        if self.upkeep.replica.state.round < self.log.head.round or not self._is_due("coordinator", 1.0):
+            return
+        request = swarm_pb2.HandoverRequest(run_id=self.log.run_id, head_round=self.log.head.round)
+        swarm = self.link.swarm
+        reply = await swarm.call(sequencer, "handover", request.SerializeToString(), timeout_seconds=CALL_SECONDS)
+        standing = self._checked(parse(reply, swarm_pb2.Standing))
+        await self.upkeep.catch_up_with(sequencer, standing.head_round, standing.head_hash)
+        await self._lead(0)
+
+    async def find(self) -> None:
+        """Somebody to follow, for a node that starts while its leader does not answer."""
+        answers = await self._ask([self.link.sequencer, *self.contacts.addresses])
+        for peer, standing in answers.items():
+            with contextlib.suppress(*MENDABLE):
+                await self.upkeep.catch_up_with(peer, standing.head_round, standing.head_hash)
+        await self._decide(answers, 0.0)
+
+    def leave(self) -> None:
+        """This node goes: it stops leading, and does not begin to."""
+        self.leaving = True
+        self.leader.resign()
+
+    async def linger(self) -> None:
+        """After the end of the run: a leader stays until everybody it knows of has the last record."""
+        end = asyncio.get_running_loop().time() + LINGER_SECONDS
+        while self.leader.leading and asyncio.get_running_loop().time() < end:
+            behind = [peer for peer, guest in self.leader.guests.items()
+                      if peer != self.own and guest.presence.head_round < self.log.head.round]  # fmt: skip
+            if not behind:
+                return
+            await asyncio.sleep(self.tick_seconds)
+
+    # --- what others say --------------------------------------------------------------------------------------------
+
+    async def _hear(self, standings: dict[PeerId, swarm_pb2.Standing]) -> None:
+        """Compare logs with others, and who leads."""
+        for peer, standing in standings.items():
+            if not self.upkeep.holds(standing.head_round, standing.head_hash):
+                with contextlib.suppress(*MENDABLE):
+                    await self.upkeep.catch_up_with(peer, standing.head_round, standing.head_hash)
+            word = _word(peer, standing)
+            same = standing.head_hash == self.log.head.hash
+            if self.leader.leading and same and yields(self._own_word(), word, self._line()):
+                self.leader.resign()
+            lost = not self.leader.leading and self.link.sequencer == self.own  # this node led, and does not any more
+            if lost and word.leader in self._line() and word.silent_seconds < self.silence_seconds:
+                self._turn_to(PeerId(word.leader), word.term, standing.leader_addresses)
+
+    def _turn_to(self, leader: PeerId, term: int, addresses: Iterable[str] = ()) -> None:
+        if leader == self.link.sequencer or leader == self.own:
+            return
+        self.link.turn_to(leader, term, [*addresses] or self.contacts.addresses.get(leader, []))
+        who = "the coordinator" if leader == self.coordinator else f"{leader.short}"
+        self.on_event(f"{who} leads the run now")
+
+    async def _ask(self, peers: Iterable[PeerId]) -> dict[PeerId, swarm_pb2.Standing]:
+        """Standings of those that answer in time."""
+        asked = [peer for peer in dict.fromkeys(peers) if peer != self.own][:MAX_ASKED]
+        answers = await asyncio.gather(*(self._ask_one(peer) for peer in asked))
+        return {peer: answer for peer, answer in zip(asked, answers, strict=True) if answer is not None}
+
+    async def _ask_one(self, peer: PeerId) -> swarm_pb2.Standing | None:
+        swarm, request = self.link.swarm, self.standing().SerializeToString()
+        try:
+            async with asyncio.timeout(self.probe_seconds):
+                try:
+                    reply = await swarm.call(peer, "standing", request, timeout_seconds=self.probe_seconds)
+                except UnreachableError:
+                    await swarm.connect(peer, self.contacts.addresses.get(peer, []), timeout_seconds=self.probe_seconds)
+                    reply = await swarm.call(peer, "standing", request, timeout_seconds=self.probe_seconds)
+            return self._checked(parse(reply, swarm_pb2.Standing))
+        except (CommonweightsError, TimeoutError) as error:
+            logger.debug("no standing from %s: %s", peer.short, error)
+            return None
+
+    def _checked(self, standing: swarm_pb2.Standing) -> swarm_pb2.Standing:
+        if reason := standing_fault(standing, self.log.run_id):
+            raise Refused(reason)
+        if may_sequence(standing.leader, self.log):
+            self._highest_term = max(self._highest_term, min(standing.term, self.log.head.record.term + (1 << 31)))
+        return standing
+
+    def _take_news(self) -> dict[PeerId, swarm_pb2.Standing]:
+        news, self._news = self._news, {}
+        return news
+
+    # --- what this node says ----------------------------------------------------------------------------------------
+
+    def standing(self) -> swarm_pb2.Standing:
+        head, view = self.log.head, self.view()
+        leading = self.leader.leading
+        return swarm_pb2.Standing(
+            run_id=self.log.run_id,
+            head_round=head.round,
+            head_hash=head.hash,
+            tokens=self.log.accounts.tokens,
+            term=self.leader.term if leading else view.term,
+            leader=self.own.public_key if leading else view.leader,
+            leader_addresses=[] if leading else view.leader_addresses,
+            silent_seconds=0.0 if leading else self.link.silent_seconds,
+        )
+
+    def view(self) -> swarm_pb2.WatchReply:
+        """What a node that does not lead says to those who think it does: whom it follows itself, if it hears it."""
+        head, sequencer = self.log.head, self.link.sequencer
+        lost = sequencer == self.own or self._is_banned() or self.link.silent_seconds > self.silence_seconds
+        return swarm_pb2.WatchReply(
+            version=self.leader.version,
+            term=self.link.term,
+            head_round=head.round,
+            head_hash=head.hash,
+            leader=b"" if lost else sequencer.public_key,
+            leader_addresses=[] if lost else self.link.addresses[:MAX_ADDRESSES],
+            state_words="nobody leads at the moment" if lost else "another node leads",
+        )
+
+    def accuse(self, proof: log_pb2.Equivocation) -> None:
+        """Two records of one round and term: nothing of that signer is believed any more, here at once, and everywhere
+        when the proof is in the log."""
+        signer = proof.first.signer
+        if signer in self._banned or len(self._banned) >= MAX_SAVED:
+            return
+        self._banned.add(signer)
+        self.leader.accuse(proof)
+        self.on_event(f"{PeerId(signer).short} signed two different records of one round and is banned")
+        self.link.changed.beat()
+
+    # --- handlers ---------------------------------------------------------------------------------------------------
+
+    async def _on_standing(self, sender: PeerId, body: bytes) -> bytes:
+        standing = self._checked(parse(body, swarm_pb2.Standing))
+        if len(self._news) < MAX_SAVED:
+            self._news[sender] = standing
+        return self.standing().SerializeToString()
+
+    async def _on_handover(self, sender: PeerId, body: bytes) -> bytes:
+        request = parse(body, swarm_pb2.HandoverRequest)
+        if sender != self.coordinator or request.run_id != self.log.run_id:
+            raise Refused("only the run's coordinator is handed the lead")
+        if not self.leader.leading or self.log.finished:
+            raise Refused("this node does not lead, or the run is finished")
+        if request.head_round + 1 < self.log.head.round:
+            raise Refused(f"the log is at round {self.log.head.round} already; catch up first")
+        self.leader.resign()
+        self._turn_to(sender, self.leader.term)
+        return self.standing().SerializeToString()
+
+    async def _on_accuse(self, sender: PeerId, body: bytes) -> bytes:
+        proof = parse(body, log_pb2.Equivocation)
+        if reason := proof_fault(proof, self.log.run_id):
+            raise Refused(f"this proves nothing: {reason}")
+        self.accuse(proof)
+        return b""
+
+    async def _pass_on_proofs(self) -> None:
+        """To the leader, until they are in the log."""
+        for signer, proof in list(self.leader.accused.items()):
+            if signer in self.log.accounts.banned:
+                del self.leader.accused[signer]
+            elif not self.leader.leading and self.link.sequencer.public_key != signer:
+                body = proof.SerializeToString()
+                await self.link.swarm.call(self.link.sequencer, "accuse", body, timeout_seconds=CALL_SECONDS)
+
+    # --- who there is -----------------------------------------------------------------------------------------------
+
+    def _line(self) -> list[bytes]:
+        reachable = {peer.public_key for peer in self.contacts.addresses} | set(self.link.view.sources)
+        if self.link.swarm.addresses:
+            reachable.add(self.own.public_key)
+        accounts = self.log.accounts
+        return line_of_succession(
+            self.coordinator.public_key, accounts.credit, reachable, self._banned | accounts.banned
+        )
+
+    def _some(self, count: int) -> list[PeerId]:
+        known = [peer for peer in self.contacts.addresses if peer != self.own]
+        return random.sample(known, min(count, len(known)))
+
+    def _is_banned(self) -> bool:
+        """Whether the leader was caught lying."""
+        return self.link.sequencer.public_key in self._banned | self.log.accounts.banned
+
+    def _own_word(self) -> Word:
+        return Word(self.own.public_key, self.own.public_key, self.leader.term, 0.0)
+
+    def _is_due(self, what: str, seconds: float) -> bool:
+        now = asyncio.get_running_loop().time()
+        if now < self._due[what]:
+            return False
+        self._due[what] = now + seconds
+        return True
+
+    async def _announced_leaders(self) -> list[PeerId]:
+        found = await directory.heads(self.link.swarm, self.log.run_id)
+        for peer, pointer in found.items():
+            if may_sequence(peer.public_key, self.log):
+                self.contacts.add(peer, pointer.addresses)
+        return [peer for peer in found if peer in self.contacts.addresses][:MAX_ASKED]
+
+    async def _refresh(self) -> None:
+        """Learn whom one could dial."""
+        found = await directory.peers(self.link.swarm, self.log.run_id)
+        found.update({peer: guest.presence for peer, guest in self.leader.guests.items()})
+        for peer, presence in found.items():
+            if presence.can_serve and peer != self.own and may_sequence(peer.public_key, self.log):
+                self.contacts.add(peer, presence.addresses)
+        self.contacts.save()
+
+
+def _word(peer: PeerId, standing: swarm_pb2.Standing) -> Word:
+    return Word(peer.public_key, standing.leader, standing.term, standing.silent_seconds)
+
+
+def standing_fault(standing: swarm_pb2.Standing, run_id: bytes) -> str:
+    """Why a standing from outside makes no sense; empty when it does."""
+    if standing.run_id != run_id:
+        return "this node takes part in another run"
+    if standing.head_round > MAX_ROUND or len(standing.head_hash) != HASH_BYTES:
+        return "its head is not one"
+    if len(standing.leader) not in (0, PUBLIC_KEY_BYTES) or not standing.silent_seconds >= 0:
+        return "the leader it names is not one"
+    addresses = standing.leader_addresses
+    if len(addresses) > MAX_ADDRESSES or any(len(it) > MAX_ADDRESS_CHARACTERS for it in addresses):
+        return "the leader's addresses are not addresses"
+    return ""
