@@ -101,6 +101,8 @@ class Coordinator:
                         task.result()  # they end with an error only
         finally:
             await cancel(*tasks)
+            if self._snapshotting is not None:
+                await asyncio.wait([self._snapshotting])
         await self.settle()
 
     async def apply(self) -> None:
@@ -111,8 +113,6 @@ class Coordinator:
 
     async def settle(self) -> None:
         """Bring snapshot, evaluation and checkpoint up to the head."""
-        if self._snapshotting is not None:
-            await asyncio.wait([self._snapshotting])
         await self._keep_snapshot()
         await self.evaluator.finish()
 

@@ -123,7 +123,7 @@ class WatchReply(_message.Message):
     def __init__(self, version: _Optional[int] = ..., term: _Optional[int] = ..., head_round: _Optional[int] = ..., head_hash: _Optional[bytes] = ..., head_digest: _Optional[bytes] = ..., closing: bool = ..., closes_in_seconds: _Optional[float] = ..., announced: _Optional[_Iterable[_Union[Announcement, _Mapping]]] = ..., sources: _Optional[_Iterable[bytes]] = ..., snapshot_round: _Optional[int] = ..., state_words: _Optional[str] = ..., paused: bool = ..., finished: bool = ..., round_tokens: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., peers: _Optional[int] = ..., leader: _Optional[bytes] = ..., leader_addresses: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Standing(_message.Message):
-    __slots__ = ("run_id", "head_round", "head_hash", "tokens", "term", "leader", "leader_addresses", "silent_seconds")
+    __slots__ = ("run_id", "head_round", "head_hash", "tokens", "term", "leader", "leader_addresses", "silent_seconds", "data_cursor")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     HEAD_ROUND_FIELD_NUMBER: _ClassVar[int]
     HEAD_HASH_FIELD_NUMBER: _ClassVar[int]
@@ -132,6 +132,7 @@ class Standing(_message.Message):
     LEADER_FIELD_NUMBER: _ClassVar[int]
     LEADER_ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     SILENT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    DATA_CURSOR_FIELD_NUMBER: _ClassVar[int]
     run_id: bytes
     head_round: int
     head_hash: bytes
@@ -140,7 +141,8 @@ class Standing(_message.Message):
     leader: bytes
     leader_addresses: _containers.RepeatedScalarFieldContainer[str]
     silent_seconds: float
-    def __init__(self, run_id: _Optional[bytes] = ..., head_round: _Optional[int] = ..., head_hash: _Optional[bytes] = ..., tokens: _Optional[int] = ..., term: _Optional[int] = ..., leader: _Optional[bytes] = ..., leader_addresses: _Optional[_Iterable[str]] = ..., silent_seconds: _Optional[float] = ...) -> None: ...
+    data_cursor: int
+    def __init__(self, run_id: _Optional[bytes] = ..., head_round: _Optional[int] = ..., head_hash: _Optional[bytes] = ..., tokens: _Optional[int] = ..., term: _Optional[int] = ..., leader: _Optional[bytes] = ..., leader_addresses: _Optional[_Iterable[str]] = ..., silent_seconds: _Optional[float] = ..., data_cursor: _Optional[int] = ...) -> None: ...
 
 class HandoverRequest(_message.Message):
     __slots__ = ("run_id", "head_round")

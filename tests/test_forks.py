@@ -21,7 +21,7 @@ from tests.small_run import contribution, start_log
 COORDINATOR = Identity.new()
 OLD = sorted((Identity.new() for _ in range(2)), key=lambda identity: identity.peer_id.public_key)
 NEW = Identity.new()  # without credit where the chains part
-GENESIS = start_log(COORDINATOR)
+GENESIS = start_log(COORDINATOR, round={"target_tokens": 32})
 
 Round = list[tuple[Identity, int]]  # who contributed how many sequences
 
@@ -49,7 +49,7 @@ def extend(log: Log, contributors: Round, term: int, signer: Identity = COORDINA
 
 def shared_past() -> Log:
     log = GENESIS.branch(0)
-    extend(log, [(OLD[0], 20), (OLD[1], 10)], term=1)
+    extend(log, [(OLD[0], 20), (OLD[1], 10)], term=1)  # 32 tokens each
     return log
 
 
@@ -99,11 +99,14 @@ def test_a_crowd_of_fresh_keys_rewrites_nothing() -> None:
 
 
 def test_one_old_peer_alone_does_not_outweigh_the_others() -> None:
-    """Of nobody more tokens count than it had credit where the chains part, however much it claims."""
+    """Of nobody more tokens count than it had credit where the chains part, however much it claims; near the start of
+    a run, where nobody has much, some rounds' worth do."""
     liar = chain_of([[(OLD[1], 10_000)]], term=9)
     others = chain_of([[(OLD[0], 11)]], term=2)
     assert wins(others, liar) and not wins(liar, others)
-    assert weight(PAST.accounts.credit, liar.entries[2:])[0] == PAST.accounts.credit[OLD[1].peer_id.public_key]
+    credit = PAST.accounts.credit
+    assert weight(credit, 0, liar.entries[2:])[0] == credit[OLD[1].peer_id.public_key]
+    assert weight(credit, 999, liar.entries[2:])[0] == 999 and weight({}, 999, liar.entries[2:])[0] == 0
 
 
 def test_a_longer_chain_is_simply_followed() -> None:

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 CALL_SECONDS = 10.0
 PAYLOAD_SECONDS = 600.0  # the longest that one blob may take, on a slow home link
+ARCHIVE_BYTES = 4 << 30  # of old payloads that are kept while the coordinator is away
 MAX_BRANCH_RECORDS = 20_000  # of another chain, looked at in one go
 REPLY_BYTES = 1 << 20  # of records in one answer, unless a single record is larger
 
@@ -62,6 +63,7 @@ class Replica:
         self.blobs: BlobStore = exchange.store
         self.snapshots = Snapshots(folder / "snapshots", self.blobs)
         self._sources = sources
+        self._dropped_until = 1  # round whose payloads, and later ones, were not dropped by this process
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="apply")
 
     def serve(self, swarm: Swarm) -> None:
@@ -186,14 +188,21 @@ class Replica:
         await self.compute(self.snapshots.prune, keep, always)
 
     def drop_old_payloads(self) -> None:
-        """Payloads older than the oldest snapshot are the archive's business."""
-        oldest = self.snapshots.rounds()[0]
-        first = max(1, oldest - 2 * self.log.spec.snapshots.every_rounds)
-        needed = {item.payload_hash for entry in self.log.entries[oldest + 1 :] for _, item in entry.contributions}
-        for entry in self.log.entries[first : oldest + 1]:
+        """Payloads older than the oldest snapshot are the archive's business: the coordinator's.
+
+        It holds those of its own records. Later ones are kept for it, up to `ARCHIVE_BYTES`, until it leads again.
+        """
+        entries, coordinator = self.log.entries, self.log.origin.coordinator.public_key
+        keep_from, kept_bytes = self.snapshots.rounds()[0] + 1, 0
+        while keep_from > 1 and entries[keep_from - 1].signed.signer != coordinator and kept_bytes < ARCHIVE_BYTES:
+            keep_from -= 1
+            kept_bytes += sum(item.payload_bytes for _, item in entries[keep_from].contributions)
+        needed = {item.payload_hash for entry in entries[keep_from:] for _, item in entry.contributions}
+        for entry in entries[self._dropped_until : keep_from]:
             for _, item in entry.contributions:
                 if item.payload_hash not in needed:
                     self.blobs.delete(item.payload_hash)
+        self._dropped_until = keep_from
 
     async def restore(self) -> bool:
         """Load the newest snapshot of this node that fits its log; False if there is none."""
@@ -216,6 +225,7 @@ class Replica:
 
         The newest older snapshot is loaded; without one the state is none (round -1), and has to be fetched.
         """
+        self._dropped_until = min(self._dropped_until, round_ + 1)
         await self.compute(self.snapshots.drop_after, round_)
         if self.state.round > round_:
             self.state.round = -1

@@ -172,8 +172,11 @@ class Contributor:
         for entry in records:
             merged = [item.payload_hash for _, item in log.entries[entry.round].contributions] \
                 if entry.round <= log.head.round else []  # fmt: skip
+            waiting = (
+                self.backlog.submitted.payload_hash if self.backlog.submitted else b""
+            )  # its record was not applied
             for signer, item in entry.contributions:
-                if signer == own and item.payload_hash not in merged:
+                if signer == own and item.payload_hash not in (waiting, *merged):
                     await self._take_in_again(item)
         submitted = self.backlog.submitted
         if submitted is not None and records and submitted.round > records[0].round:

@@ -23,7 +23,7 @@ from peer.background import Background
 from peer.errors import CommonweightsError, Refused, UnreachableError
 from peer.identity import PeerId
 from peer.log.replica import CALL_SECONDS
-from peer.log.rules import MAX_PROOF_BYTES, may_sequence, proof_fault
+from peer.log.rules import MAX_CURSOR_STEP, MAX_PROOF_BYTES, may_sequence, proof_fault
 from peer.log.terms import Terms
 from peer.messages import parse
 from peer.rounds import directory
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 MAX_ASKED = 16  # nodes at once
 GOSSIPED = 2  # nodes that are asked now and then for no reason
-REFRESH_SECONDS = 20.0  # between two looks into the DHT for nodes that can be dialled
+REFRESH_SECONDS = 10.0  # between two looks into the DHT for nodes that can be dialled
 OBSERVE_SECONDS = 1.5  # for which a coordinator that comes back listens before it leads
 LINGER_SECONDS = 15.0  # for which a leader stays after the end, so that others fetch the last record
 MAX_SAVED = 64  # banned or new nodes remembered
@@ -168,7 +168,7 @@ class Helm:
         words = [_word(peer, standing) for peer, standing in answers.items()]
         followed = b"" if self._is_banned() else self.link.sequencer.public_key
         decision: Decision = decide(
-            self.own.public_key, followed, self._line(), words, silent_seconds, self.silence_seconds
+            self.own.public_key, followed, self._line(answers), words, silent_seconds, self.silence_seconds
         )
         match decision:
             case Follow(leader, term):
@@ -180,13 +180,20 @@ class Helm:
                         await self.upkeep.catch_up_with(peer, standing.head_round, standing.head_hash)
                 await self._lead(rank)
 
-    async def _lead(self, rank: int) -> None:
+    async def _lead(self, rank: int, cursor: int = 0) -> None:
         """Take the lead, from the head of the log as this node has it."""
-        await self.upkeep.bring_up()
+        try:
+            async with asyncio.timeout(self.silence_seconds):
+                await self.upkeep.bring_up()
+        except (UnreachableError, TimeoutError) as error:
+            logger.info("the newest records cannot be applied, they are given up: %s", error)
+            await self.upkeep.step_back()
         if self.leader.leading or self.leaving or not may_sequence(self.own.public_key, self.log):
             return
+        if self.upkeep.replica.state.round != self.log.head.round:
+            return
         term = self.terms.next(max(self.log.head.record.term, self.link.term, self._highest_term))
-        self.leader.begin(term, rank)
+        self.leader.begin(term, rank, min(cursor, self.log.accounts.data_cursor + MAX_CURSOR_STEP // 2))
         self._highest_term = term
         self.link.turn_to(self.own, term, [])
         self._leading = asyncio.create_task(self.leader.lead())
@@ -205,7 +212,7 @@ class Helm:
         reply = await swarm.call(sequencer, "handover", request.SerializeToString(), timeout_seconds=CALL_SECONDS)
         standing = self._checked(parse(reply, swarm_pb2.Standing))
         await self.upkeep.catch_up_with(sequencer, standing.head_round, standing.head_hash)
-        await self._lead(0)
+        await self._lead(0, standing.data_cursor)
 
     async def find(self) -> None:
         """Somebody to follow, for a node that starts while its leader does not answer."""
@@ -298,6 +305,7 @@ class Helm:
             leader=self.own.public_key if leading else view.leader,
             leader_addresses=[] if leading else view.leader_addresses,
             silent_seconds=0.0 if leading else self.link.silent_seconds,
+            data_cursor=self.leader.state.leases.cursor if leading else 0,
         )
 
     def view(self) -> swarm_pb2.WatchReply:
@@ -341,9 +349,12 @@ class Helm:
             raise Refused("this node does not lead, or the run is finished")
         if request.head_round + 1 < self.log.head.round:
             raise Refused(f"the log is at round {self.log.head.round} already; catch up first")
+        cursor = self.leader.state.leases.cursor
         self.leader.resign()
         self._turn_to(sender, self.leader.term)
-        return self.standing().SerializeToString()
+        standing = self.standing()
+        standing.data_cursor = cursor
+        return standing.SerializeToString()
 
     async def _on_accuse(self, sender: PeerId, body: bytes) -> bytes:
         proof = parse(body, log_pb2.Equivocation)
@@ -363,8 +374,8 @@ class Helm:
 
     # --- who there is -----------------------------------------------------------------------------------------------
 
-    def _line(self) -> list[bytes]:
-        reachable = {peer.public_key for peer in self.contacts.addresses} | set(self.link.view.sources)
+    def _line(self, answered: Iterable[PeerId] = ()) -> list[bytes]:
+        reachable = {peer.public_key for peer in (*self.contacts.addresses, *answered)} | set(self.link.view.sources)
         if self.link.swarm.addresses:
             reachable.add(self.own.public_key)
         accounts = self.log.accounts

@@ -71,7 +71,7 @@ class Leader:
         self.holding = False
         self.term = 0
         self.accused: dict[bytes, log_pb2.Equivocation] = {}  # not in the log yet, by signer
-        self.state = self._fresh(0, asyncio.get_running_loop().time())
+        self.state = self._fresh(0, 0, asyncio.get_running_loop().time())
         self.version = time.time_ns()  # of what `watch` answers; a restart is a change too
         self._changed = Pulse()
         self._applied = asyncio.Event()  # the replica's state and digest are those after the head
@@ -88,16 +88,17 @@ class Leader:
         self.swarm.serve("submit", self._on_submit, max_request_bytes=MAX_HEADER_BYTES + 1024)
         self.swarm.serve("watch", self._on_watch, max_request_bytes=1024)
 
-    def begin(self, term: int, rank: int = 0) -> None:
+    def begin(self, term: int, rank: int = 0, cursor: int = 0) -> None:
         """Lead from now on, after the head of the log, which is applied.
 
         `term` is used for the first time. `rank` is this node's place in the line of succession: not the first means
-        that others may lead as well, out of sight, so its leases keep a distance to theirs.
+        that others may lead as well, out of sight, so its leases keep a distance to theirs. `cursor`: positions below
+        may be leased already, as far as the one before told.
         """
         assert self.replica.state.round == self.replica.log.head.round, "a leader is at the head"
         now = asyncio.get_running_loop().time()
         self.term, self.leading, self.holding = term, True, False
-        self.state = self._fresh(rank, now)
+        self.state = self._fresh(rank, cursor, now)
         self._applied.set()
         self._stepped = awake_seconds()
         self._announce_at = 0.0
@@ -133,7 +134,7 @@ class Leader:
         self._checks.clear()
         self._headers.clear()
         self.guests.clear()
-        self.state = replace(self._fresh(0, self.state.opened), paused=self.state.paused)
+        self.state = replace(self._fresh(0, 0, self.state.opened), paused=self.state.paused)
         self._bump()
 
     def go_on(self) -> None:
@@ -145,17 +146,15 @@ class Leader:
         """Put a proof that was checked into the next record."""
         self.accused[proof.first.signer] = proof
 
-    def _fresh(self, rank: int, now: float) -> sequencer.Sequencer:
+    def _fresh(self, rank: int, cursor: int, now: float) -> sequencer.Sequencer:
         log, rules = self.replica.log, sequencer.Rules.of(self.replica.log.spec)
-        accounts = log.accounts
-        gap, until = min(rank, MAX_RANK) * rules.gap_sequences, now + rules.lease_seconds
+        cursor, accepted = max(cursor, log.accounts.data_cursor), log.accounts.accepted
+        until = now + (rules.lease_seconds if rank else rules.silence_seconds)
         return sequencer.Sequencer(
             rules=rules,
             round=log.head.round + 1,
             opened=now,
-            leases=LeaseBook.take_over(accounts.data_cursor, accounts.accepted, gap, until)
-            if gap
-            else LeaseBook.resume(accounts.data_cursor, accounts.accepted),
+            leases=LeaseBook.take_over(cursor, accepted, min(rank, MAX_RANK) * rules.gap_sequences, until),
             leases_from=now + (3 * rules.heartbeat_seconds if log.head.round else 0),
             paused=self.paused,
         )

@@ -35,16 +35,17 @@ class LeaseBook:
 
     @classmethod
     def resume(cls, cursor: int, accepted: Ranges) -> LeaseBook:
-        """The book after a restart, from the log alone: what was leased and never accepted counts as returned, until
-        its holder presents it (`present`)."""
+        """The book from the log alone: what was leased and never accepted counts as returned, until its holder presents
+        it (`present`)."""
         return cls(cursor=cursor, returned=Ranges.of([(0, cursor)]) - accepted)
 
     @classmethod
     def take_over(cls, cursor: int, accepted: Ranges, gap: int, until: float) -> LeaseBook:
-        """The book of somebody who leads because nobody answers, and who may be wrong about that.
+        """The book of somebody who has just begun to lead.
 
-        The others may go on beyond a cut, leasing from `cursor`. Whatever both sides lease counts for one of them only.
-        So this one starts `gap` positions further on, and gives out what it leaves open from `until` on.
+        Those who hold leases need time to present them: what may be leased is given out to nobody else before `until`.
+        And who leads because nobody answers may be wrong about that: beyond a cut others may go on, leasing from
+        `cursor`. Whatever both sides lease counts for one of them only, so it starts `gap` positions further on.
         """
         withheld = Ranges.of([(0, cursor + gap)]) - accepted
         return cls(cursor=cursor + gap, withheld=withheld, withheld_until=until)

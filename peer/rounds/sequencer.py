@@ -130,7 +130,7 @@ class Sequencer:
     round: int  # the open round
     opened: float
     leases: LeaseBook
-    leases_from: float = 0.0  # none is given before: after a restart, peers first present what they hold
+    leases_from: float = 0.0  # none is given before: after a change of leader, peers first present what they hold
     members: Mapping[bytes, Member] = field(default_factory=dict)
     submissions: Mapping[bytes, Submission] = field(default_factory=dict)
     refusals: tuple[Refusal, ...] = ()
@@ -316,7 +316,8 @@ def _expire(state: Sequencer, now: float, effects: list[Effect]) -> Sequencer:
 def _advance(state: Sequencer, now: float, effects: list[Effect]) -> Sequencer:
     """Close or publish the open round if it is time."""
     ready, missing = state._ready(), state._missing()
-    complete = bool(ready) and not missing and len(ready) == len(state.submissions)
+    gathered = now >= state.leases_from  # who has just begun to lead does not know everybody yet
+    complete = bool(ready) and not missing and len(ready) == len(state.submissions) and gathered
     if complete:
         return _publish(state, now, effects)
     if state.closing is None:

@@ -58,6 +58,7 @@ class Upkeep:
         self.look: Callable[[swarm_pb2.WatchReply], None] = lambda view: None  # at a view, when in step with it
         self.on_proof: Callable[[log_pb2.Equivocation], None] = lambda proof: None
         self._at_odds: float | None = None  # loop time since when the leader has had a chain that is not better
+        self._stuck = False  # the newest records cannot be applied: nobody within reach has their payloads
         self._forward = asyncio.Lock()  # held while the state moves
         self._complaint = ""  # the last reason why the run could not be followed
         self._lost: dict[bytes, None] = {}  # heads of chains that were looked at, and are not better
@@ -92,7 +93,16 @@ class Upkeep:
                 await self._load()
                 continue
             entry = log.entries[replica.state.round + 1]
-            await replica.fetch_payloads(entry)
+            try:
+                await replica.fetch_payloads(entry)
+                self._stuck = False
+            except UnreachableError:
+                self._stuck = True
+                if log.head.round - entry.round < log.spec.snapshots.every_rounds:
+                    raise
+                await self._load()  # nobody keeps payloads for ever
+                await replica.keep_snapshot(1)  # nor can a replay of this folder start before
+                continue
             async with self._forward:
                 if log.entries[replica.state.round + 1 : replica.state.round + 2] != [entry]:
                     continue  # somebody else was faster, or the log has changed
@@ -116,13 +126,23 @@ class Upkeep:
                 return bool(await self.replica.fetch_records(self.link.swarm, peer))
         branch = await self.replica.fetch_branch(self.link.swarm, peer)
         self._look_for_lies(branch)
-        if not await asyncio.to_thread(wins, branch, log):
+        ours = log.branch(self.replica.state.round) if self._stuck else log  # what nobody can apply counts for nothing
+        if not await asyncio.to_thread(wins, branch, ours):
             self._lost[branch.head.hash] = None
             while len(self._lost) > MAX_REMEMBERED:
                 del self._lost[next(iter(self._lost))]
             return False
         await self._change_over(branch)
         return True
+
+    async def step_back(self) -> None:
+        """Give up the records that cannot be applied, to go on from the state there is: payloads may be on the other
+        side of a cut, and those there go on with them."""
+        log, round_ = self.replica.log, self.replica.state.round
+        if 0 <= round_ < log.head.round:
+            given_up = log.head.hash
+            await self._change_over(log.branch(round_))
+            self._lost[given_up] = None  # not again from somebody who has no more than this node had
 
     def holds(self, round_: int, hash_: bytes) -> bool:
         """Whether a record is one of this log's."""
@@ -140,6 +160,8 @@ class Upkeep:
             if not self.holds(view.head_round, view.head_hash):
                 self._at_odds = self._at_odds or asyncio.get_running_loop().time()
                 return
+            if self._stuck and view.head_round < self.replica.log.head.round:
+                await self.step_back()  # the new leader could not apply them either
         self._at_odds = None
 
     def _look_for_lies(self, branch: Log) -> None:
@@ -165,8 +187,8 @@ class Upkeep:
             await whole(self.host.change_over(change))
         if undone:
             self.on_event(
-                f"another part of the swarm has more: {len(undone)} rounds from {undone[0].round} on are taken back, "
-                f"the log now ends with round {log.head.round}; own work of them is handed in again"
+                f"{len(undone)} rounds from {undone[0].round} on are taken back, the swarm goes on without them; the "
+                f"log ends with round {log.head.round} now, own work in what was taken back is handed in again"
             )
 
     def _compare_digests(self, view: swarm_pb2.WatchReply) -> None:
