@@ -99,6 +99,15 @@ def serve(
     ] = "",
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the API; 0: any free one.")] = 7070,
     swarm_port: Annotated[int, typer.Option(min=0, max=65535, help="Port for peers; 0: any free one.")] = 7072,
+    recover: Annotated[
+        bool, typer.Option("--recover", help="DIR was lost: begin it again from the run's key and its peers.")
+    ] = False,
+    identity: Annotated[
+        Path | None, typer.Option(help="Backup of the run's identity.key, for a DIR that has none.")
+    ] = None,
+    peer: Annotated[
+        list[str] | None, typer.Option(help="Where a peer of the run is (/ip4/ADDRESS/tcp/PORT/p2p/ID); repeatable.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Lead a run until it is finished; the ticket to hand out is written to DIR/ticket.txt."""
@@ -112,7 +121,9 @@ def serve(
         from coordinator.views import swarm_view
         from peer.runner import run
 
-        options = ServeOptions(folder, host, grpc_port, swarm_port)
+        options = ServeOptions(
+            folder, host, grpc_port, swarm_port, recover=recover, identity=identity, peers=tuple(peer or ())
+        )
         status = run(
             lambda stop: lead(
                 spec, options, stop, lambda coordinator: console.show(swarm_view(coordinator)), console.event

@@ -19,6 +19,7 @@ from configs import RunSpec
 from coordinator.evaluate import Evaluator
 from coordinator.genesis import create
 from coordinator.names import Names
+from coordinator.rebuild import rebuild
 from coordinator.service import served
 from peer.background import cancel
 from peer.data.manifest import Manifest
@@ -37,6 +38,7 @@ from peer.rounds.leader import Leader
 from peer.rounds.link import Link
 from peer.rounds.upkeep import Upkeep
 from peer.swarm import HivemindSwarm, Swarm
+from peer.swarm.multiaddr import split_peer
 from peer.ticket import Ticket
 from protos import coordinator_pb2
 
@@ -53,6 +55,9 @@ class ServeOptions:
     grpc_port: int = 0
     swarm_port: int = 0
     paused: bool = False
+    recover: bool = False  # the folder is lost: begin it again from the peers
+    identity: Path | None = None  # a backup of the run's key, for a folder that has none
+    peers: tuple[str, ...] = ()  # multiaddrs with /p2p, where some of them are
 
 
 class Coordinator:
@@ -197,22 +202,24 @@ async def coordinating(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--dir {folder}: cannot be made: {error.strerror}") from None
-    identity = Identity.load_or_create(folder / "identity.key")
-    log = await asyncio.to_thread(open_run, spec, folder, identity)
+    identity = own_identity(options, on_event)
+    lost = options.recover and not any((folder / "log").glob("*.record"))
+    log = None if lost else await asyncio.to_thread(open_run, spec, folder, identity)
     loopback = options.host in ("localhost", "127.0.0.1")
     announce = [f"{_ip(options.host)}/tcp/{options.swarm_port}"] if options.host and options.swarm_port else []
-    async with (
-        await HivemindSwarm.create(
-            identity,
-            listen_host=bind_address(options.host),
-            port=options.swarm_port,
-            announce_addresses=announce,
-            map_port=False,
-            public=not loopback,
-        ) as swarm,
-        leading(log, swarm, identity, options, on_event) as coordinator,
-    ):
-        yield coordinator
+    async with await HivemindSwarm.create(
+        identity,
+        listen_host=bind_address(options.host),
+        port=options.swarm_port,
+        announce_addresses=announce,
+        bootstrap=[_contact(address) for address in options.peers],
+        bootstrap_required=False,
+        map_port=False,
+        public=not loopback,
+    ) as swarm:
+        log = log or await rebuild(spec, folder, identity, swarm, on_event)
+        async with leading(log, swarm, identity, options, on_event) as coordinator:
+            yield coordinator
 
 
 @contextlib.asynccontextmanager
@@ -249,6 +256,29 @@ async def leading(
         replica.close()
 
 
+def own_identity(options: ServeOptions, on_event: Callable[[str], None]) -> Identity:
+    """The key in the folder, or the backup that is named, or for a new run a new one.
+
+    Raises:
+        UsageError: to recover a run, its key is needed.
+    """
+    path = options.folder / "identity.key"
+    if options.identity is not None and not path.exists():
+        Identity.load(options.identity).save(path)
+    if not path.exists():
+        if options.recover:
+            raise UsageError(f"--recover: {path} is missing; give the backup of the run's key with --identity FILE")
+        on_event(f"keep a copy of {path} somewhere safe: with it the run can be recovered from its peers (--recover)")
+    return Identity.load_or_create(path)
+
+
+def _contact(address: str) -> tuple[PeerId, list[str]]:
+    bare, peer = split_peer(address)
+    if peer is None:
+        raise UsageError(f"--peer {address}: the peer's id is missing; write /ip4/ADDRESS/tcp/PORT/p2p/ID")
+    return peer, [bare]
+
+
 def bind_address(host: str) -> str:
     """Loopback when that is where others are told to come, else every interface."""
     return "127.0.0.1" if host in ("localhost", "127.0.0.1") else "0.0.0.0"
@@ -262,7 +292,7 @@ def open_run(spec: RunSpec, folder: Path, identity: Identity) -> Log:
     """
     if not any((folder / "log").glob("*.record")):
         return create(spec, folder, identity)
-    log = Log.load(folder / "log")
+    log = Log.load(folder / "log", cut_damage=True)  # peers may have what is damaged here
     if log.spec != spec:
         changed = ", ".join(differences(log.spec, spec))
         raise UsageError(

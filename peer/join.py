@@ -19,7 +19,7 @@ from peer.data.order import order_key
 from peer.data.private import PrivateRows
 from peer.data.reader import ShardReader
 from peer.data.sources import BlobSource, LocationSource, Source
-from peer.errors import CommonweightsError, VerificationError
+from peer.errors import CommonweightsError, UnreachableError, VerificationError
 from peer.exchange.blobs import BlobStore
 from peer.exchange.exchange import Exchange
 from peer.identity import Identity, PeerId
@@ -30,6 +30,7 @@ from peer.messages import parse
 from peer.node import Node
 from peer.presence import Labels
 from peer.pulse import Pulse
+from peer.rounds.contacts import Contacts
 from peer.rounds.contributor import Contributor
 from peer.rounds.link import Link
 from peer.swarm import HivemindSwarm, Swarm
@@ -85,7 +86,8 @@ async def joined(ticket: Ticket, options: JoinOptions, on_event: Callable[[str],
     """
     choose_hardware(options.device)  # a wrong --device is said before anything is started
     identity = Identity.load_or_create(options.folder / "identity.key")
-    bootstrap = [(ticket.coordinator, ticket.swarm_addresses)]
+    known = Contacts(options.folder / "contacts.json").addresses
+    bootstrap = [(ticket.coordinator, ticket.swarm_addresses), *known.items()]
     async with (
         await HivemindSwarm.create(identity, port=options.port, bootstrap=bootstrap) as swarm,
         assembled(swarm, identity, ticket, options, on_event) as node,
@@ -101,11 +103,16 @@ async def assembled(
     folder = options.folder
     hardware = choose_hardware(options.device)
     link = Link(swarm, ticket.run_id, ticket.coordinator, list(ticket.swarm_addresses), Pulse(), on_event)
-    await link.connect()
-    log = await _open_log(swarm, ticket, folder / "log")
+    try:
+        await link.connect()
+    except UnreachableError:
+        if not await link.connect_through(Contacts(folder / "contacts.json").addresses):
+            raise
+        on_event("the coordinator does not answer; joining through peers that this one knew")
+    log = await _open_log(link, ticket, folder / "log")
     store = BlobStore(folder / "blobs")
     exchange = Exchange(swarm, store, upload_bytes_per_second=options.upload_bytes_per_second)
-    manifest = await _fetch_manifest(log, exchange, ticket.coordinator)
+    manifest = await _fetch_manifest(log, exchange, link.sources)
     trainer, state = await asyncio.to_thread(_build, log, manifest, hardware.device)
     replica = Replica(folder, log, state, exchange, lambda: link.sources)
     contributor = Contributor(folder, identity, replica, trainer)
@@ -162,7 +169,7 @@ def report(node: Node) -> Report:
     )
 
 
-async def _open_log(swarm: Swarm, ticket: Ticket, folder: Path) -> Log:
+async def _open_log(link: Link, ticket: Ticket, folder: Path) -> Log:
     """This node's log of the ticket's run: from its folder, or begun with the genesis record that the swarm has."""
     if any(folder.glob("*.record")):
         log = await asyncio.to_thread(Log.load, folder, cut_damage=True)
@@ -173,19 +180,17 @@ async def _open_log(swarm: Swarm, ticket: Ticket, folder: Path) -> Log:
             )
         return log
     request = swarm_pb2.RecordsRequest(run_id=ticket.run_id, first_round=0, count=1)
-    answer = await swarm.call(ticket.coordinator, "records", request.SerializeToString(), timeout_seconds=CALL_SECONDS)
+    answer = await link.swarm.call(link.sequencer, "records", request.SerializeToString(), timeout_seconds=CALL_SECONDS)
     records = parse(answer, swarm_pb2.RecordsReply).records
     if not records:
         raise CommonweightsError("the coordinator sent no genesis record; try again in a moment")
     return Log.start(records[0], folder, ticket.run_id)
 
 
-async def _fetch_manifest(log: Log, exchange: Exchange, coordinator: PeerId) -> Manifest:
+async def _fetch_manifest(log: Log, exchange: Exchange, sources: list[PeerId]) -> Manifest:
     genesis = log.origin.genesis
     if not exchange.store.has(genesis.manifest_hash):
-        await exchange.fetch(
-            genesis.manifest_hash, genesis.manifest_bytes, [coordinator], deadline_seconds=FETCH_SECONDS
-        )
+        await exchange.fetch(genesis.manifest_hash, genesis.manifest_bytes, sources, deadline_seconds=FETCH_SECONDS)
     return Manifest.from_json(exchange.store.read(genesis.manifest_hash), source="the run's data manifest")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from configs import RunSpec
+from coordinator.rebuild import rebuild
 from coordinator.serve import Coordinator, ServeOptions, leading, open_run
 from peer.identity import Identity, PeerId
 from peer.join import JoinOptions, assembled
@@ -79,14 +80,17 @@ class Swarm:
         await asyncio.gather(*self.tasks.values(), self.lead, return_exceptions=True)
         await self._stack.aclose()
 
-    async def start_coordinator(self, paused: bool = False) -> None:
-        """From its folder; the run is made if it is not there yet."""
+    async def start_coordinator(self, paused: bool = False, recover: bool = False) -> None:
+        """From its folder; the run is made if it is not there yet, or begun again from the peers (`recover`)."""
         folder = self.folder / "coordinator"
         identity = Identity.load_or_create(folder / "identity.key")
-        log = await asyncio.to_thread(open_run, self.spec, folder, identity)
         options = ServeOptions(folder, host="127.0.0.1", paused=paused)
         self._stack = contextlib.AsyncExitStack()
         swarm = await self._stack.enter_async_context(self.network.node(identity))
+        if recover:
+            log = await rebuild(self.spec, folder, identity, swarm, self.events.append)
+        else:
+            log = await asyncio.to_thread(open_run, self.spec, folder, identity)
         self.coordinator = await self._stack.enter_async_context(
             leading(log, swarm, identity, options, lambda text: self.events.append(f"coordinator: {text}"))
         )

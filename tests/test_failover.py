@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from configs import RunSpec
+from peer.errors import VerificationError
+from peer.identity import PeerId
 from peer.log.verify import verify
+from protos import log_pb2, swarm_pb2
+from protos.signing import body_hash, open_signed, sign
 from tests.in_memory import Swarm, tiny_spec
 
 pytestmark = pytest.mark.timeout(180)
@@ -126,3 +131,150 @@ async def test_a_leader_that_slept_looks_around_before_it_signs(tmp_path: Path) 
         await one_log(swarm)
         assert not any("banned" in event for event in swarm.events)
         await stop_all(swarm)
+
+
+def tell_two_tales(swarm: Swarm, victim: PeerId, round_: int) -> None:
+    """From `round_` on the coordinator shows `victim` another record of that round than everybody else."""
+    replica, leader = swarm.coordinator.replica, swarm.coordinator.leader
+    tale: list[log_pb2.Signed] = []
+
+    def retold(signed: log_pb2.Signed) -> log_pb2.Signed:
+        record = open_signed(signed, log_pb2.Record)
+        if record.round == round_ and not tale:
+            record.time_seconds += 1.0
+            tale.append(sign(record, leader.identity.private_key))
+        return tale[0] if record.round == round_ else signed
+
+    async def records(sender: PeerId, body: bytes) -> bytes:
+        reply = swarm_pb2.RecordsReply.FromString(await replica._on_records(sender, body))
+        if sender == victim:
+            reply = swarm_pb2.RecordsReply(records=[retold(signed) for signed in reply.records])
+        return reply.SerializeToString()
+
+    async def watch(sender: PeerId, body: bytes) -> bytes:
+        view = swarm_pb2.WatchReply.FromString(await leader._on_watch(sender, body))
+        if sender == victim and view.head_round == round_:
+            view.head_hash = body_hash(retold(replica.log.entries[round_].signed))
+        return view.SerializeToString()
+
+    own = swarm.ticket.coordinator
+    node = swarm.network.find(own, own)
+    for method, handler in {"records": records, "watch": watch}.items():
+        del node.services._services[method]
+        node.serve(method, handler, max_request_bytes=1024)
+
+
+async def test_a_sequencer_that_tells_two_tales_is_banned_and_the_run_goes_on(tmp_path: Path) -> None:
+    """Different records to different peers: they compare heads, prove it, ban the signer, and one of them leads. The
+    proof is in the log, where late joiners and `verify` find it."""
+    async with Swarm(tmp_path, long_spec()) as swarm:
+        swarm.start("one", "two", "three")
+        await swarm.begin(3)
+        await swarm.until(lambda: swarm.head() >= 2, "round 2")
+        tell_two_tales(swarm, swarm.peer_id("two"), swarm.head() + 2)
+        liar = swarm.ticket.coordinator
+        logs = [node.replica.log for node in swarm.nodes.values()]
+        await swarm.until(
+            lambda: all(liar.public_key in log.accounts.banned for log in logs), "the proof is in the log"
+        )
+        banned_at = logs[0].head.round
+        await swarm.until(lambda: min(log.head.round for log in logs) >= banned_at + 3, "rounds go on")
+        assert len({log.entries[banned_at].hash for log in logs}) == 1
+        assert any(f"{liar.short} signed two different records" in event for event in swarm.events)
+        await stop_all(swarm)
+    for name in ("one", "two", "three"):
+        verdict = verify(tmp_path / name)
+        assert verdict.ok, verdict.errors
+
+
+async def test_a_peer_that_starts_while_the_coordinator_is_away_joins_through_others(tmp_path: Path) -> None:
+    """It knew some of them before; it catches up from whoever leads and has credit in new rounds."""
+    async with Swarm(tmp_path, long_spec()) as swarm:
+        swarm.start("one", "two", "three")
+        await swarm.begin(3)
+        await swarm.until(lambda: swarm.head() >= 2, "round 2")
+        contacts = swarm.nodes["three"].helm.contacts.addresses
+        await swarm.until(lambda: len(contacts) >= 2, "it knows the others")
+        swarm.nodes["three"].stop()
+        await swarm.until(lambda: swarm.tasks["three"].done(), "three has left")
+        await swarm.kill_coordinator()
+        log = swarm.nodes["one"].replica.log
+        left_at = log.head.round
+        await swarm.until(lambda: log.head.round >= left_at + 3, "rounds under a peer")
+        swarm.start("three")
+        key, back_at = swarm.peer_id("three").public_key, log.head.round
+        await swarm.until(lambda: log.accounts.peers[key].last_round > back_at, "three contributes again")
+        await stop_all(swarm)
+
+
+async def test_a_coordinator_whose_folder_is_lost_begins_it_again_from_the_peers(tmp_path: Path) -> None:
+    """Nothing is left but its key: log, state and ledger come back from the peers, and it leads again."""
+    async with Swarm(tmp_path, long_spec(snapshots={"every_rounds": 2})) as swarm:
+        swarm.start("one", "two")
+        await swarm.begin(2)
+        await swarm.until(lambda: swarm.head() >= 3, "round 3")
+        await swarm.kill_coordinator()
+        log = swarm.nodes["one"].replica.log
+        lost_at, credit = log.head.round, dict(log.accounts.credit)
+        await swarm.until(lambda: log.head.round >= lost_at + 6, "rounds under a peer")
+        folder = tmp_path / "coordinator"
+        key = (folder / "identity.key").read_bytes()
+        shutil.rmtree(folder)
+        folder.mkdir()
+        (folder / "identity.key").write_bytes(key)
+        (folder / "identity.key").chmod(0o600)
+        await swarm.start_coordinator(recover=True)
+        await swarm.until(lambda: swarm.leaders() == ["coordinator"], "the coordinator leads again")
+        returned_at = swarm.head()
+        await swarm.until(lambda: swarm.head() >= returned_at + 2, "rounds")
+        await one_log(swarm)
+        accounts = swarm.coordinator.log.accounts
+        assert all(accounts.credit[peer] > tokens for peer, tokens in credit.items())
+        await stop_all(swarm)
+    verdict = verify(tmp_path / "coordinator")
+    assert verdict.ok, verdict.errors
+
+
+@pytest.mark.parametrize("damage", ["damaged", "missing"])
+async def test_a_log_that_lost_its_end_is_completed_from_peers(tmp_path: Path, damage: str) -> None:
+    """The coordinator's last records are torn, or gone: it fetches them again, and forks nothing."""
+    async with Swarm(tmp_path, long_spec()) as swarm:
+        swarm.start("one", "two")
+        await swarm.begin(2)
+        await swarm.until(lambda: swarm.head() >= 4, "round 4")
+        log = swarm.nodes["one"].replica.log
+        await swarm.until(lambda: swarm.nodes["one"].helm.contacts.addresses != {}, "they know each other")
+        await swarm.kill_coordinator()
+        last = sorted((tmp_path / "coordinator" / "log").glob("*.record"))[-2:]
+        for path in last:
+            path.write_bytes(b"torn") if damage == "damaged" else path.unlink()
+        known = log.entries[min(log.head.round, int(last[0].stem))]
+        await swarm.start_coordinator()
+        await swarm.until(lambda: swarm.leaders() == ["coordinator"], "the coordinator leads")
+        at = swarm.head()
+        await swarm.until(lambda: swarm.head() >= at + 2, "rounds")
+        assert swarm.coordinator.log.entries[known.round].hash == known.hash
+        await one_log(swarm)
+        assert not any("banned" in event for event in swarm.events)
+        await stop_all(swarm)
+    assert verify(tmp_path / "coordinator").ok
+
+
+async def test_a_damaged_log_and_nobody_to_ask_is_refused_and_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the round, and what to do."""
+    monkeypatch.setattr("peer.rounds.helm.DAMAGED_SECONDS", 0.2)
+    async with Swarm(tmp_path, long_spec()) as swarm:
+        swarm.start("one")
+        await swarm.begin(1)
+        await swarm.until(lambda: swarm.head() >= 2, "round 2")
+        await swarm.kill("one")
+        await swarm.kill_coordinator()
+        folder = tmp_path / "coordinator" / "log"
+        (folder / "00000001.record").write_bytes(b"torn")
+        before = sorted(path.name for path in folder.iterdir())
+        await swarm.start_coordinator()
+        with pytest.raises(VerificationError, match="round 1: .*restore the folder"):
+            await swarm.lead
+        assert sorted(path.name for path in folder.iterdir()) == before

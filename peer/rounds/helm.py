@@ -20,7 +20,7 @@ import random
 from collections.abc import Callable, Iterable
 
 from peer.background import Background
-from peer.errors import CommonweightsError, Refused, UnreachableError
+from peer.errors import CommonweightsError, Refused, UnreachableError, VerificationError
 from peer.identity import PeerId
 from peer.log.replica import CALL_SECONDS
 from peer.log.rules import MAX_CURSOR_STEP, MAX_PROOF_BYTES, may_sequence, proof_fault
@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 MAX_ASKED = 16  # nodes at once
 GOSSIPED = 2  # nodes that are asked now and then for no reason
 REFRESH_SECONDS = 10.0  # between two looks into the DHT for nodes that can be dialled
+DAMAGED_SECONDS = 60.0  # for which it listens when its log is damaged
 OBSERVE_SECONDS = 1.5  # for which a coordinator that comes back listens before it leads
 LINGER_SECONDS = 15.0  # for which a leader stays after the end, so that others fetch the last record
 MAX_SAVED = 64  # banned or new nodes remembered
@@ -96,9 +97,8 @@ class Helm:
             CommonweightsError: this node led, and could not go on for a reason that waiting does not mend.
         """
         try:
-            with contextlib.suppress(*MENDABLE):
-                if self.own == self.coordinator:
-                    await self._come_back()
+            if self.own == self.coordinator:
+                await self._come_back()
             while True:
                 await self._once()
                 if self._leading is not None and self._leading.done():
@@ -114,7 +114,7 @@ class Helm:
 
     async def _once(self) -> None:
         try:
-            if self._is_due("refresh", REFRESH_SECONDS):
+            if self._is_due("refresh", min(REFRESH_SECONDS, self.silence_seconds)):
                 self._beside.start(self._refresh())
             if self.leader.leading:
                 await self._look_around()
@@ -128,22 +128,34 @@ class Helm:
             logger.info("at the helm: %s", error)
 
     async def _come_back(self) -> None:
-        """The coordinator starts. Whoever leads meanwhile is followed first; else it leads at once."""
+        """The coordinator starts. Whoever leads meanwhile is followed first; else it leads at once.
+
+        Raises:
+            VerificationError: its log is damaged, and nobody is there who has the rest.
+        """
         known = list(self.contacts.addresses)
-        if self.log.head.round or known:
-            end = asyncio.get_running_loop().time() + OBSERVE_SECONDS
-            answers = await self._ask(known)
+        answers = await self._ask(known)
+        if self.log.head.round or known or self.log.damage:
+            patience = DAMAGED_SECONDS if self.log.damage else OBSERVE_SECONDS
+            end = asyncio.get_running_loop().time() + patience
             while not answers and asyncio.get_running_loop().time() < end:
                 await asyncio.sleep(0.1)
-                answers = self._take_news()
+                answers = self._take_news() or await self._ask(await self.link.swarm.peers())
+        if self.log.damage and not answers:
+            self.log.put_back()
+            raise VerificationError(
+                f"{self.log.damage}; no peer that has it answered within {DAMAGED_SECONDS:.0f} s: start again when "
+                "peers are there, or restore the folder from a backup"
+            )
+        with contextlib.suppress(*MENDABLE):
             await self._decide(answers, 2 * self.silence_seconds)
-        else:
-            await self._lead(0)
 
     async def _follow(self) -> None:
         silent = max(self.link.silent_seconds, self.upkeep.odds_seconds, math.inf if self._is_banned() else 0)
         if self.link.sequencer == self.own or silent > self.silence_seconds:
             await self._decide(await self._ask([PeerId(key) for key in self._line()[:MAX_ASKED]]), silent)
+        elif self.coordinator.public_key in self._banned | self.log.accounts.banned:
+            pass  # it is not looked out for any more, and does not ask
         elif self.own == self.coordinator:
             await self._ask_for_handover()
         elif self.link.sequencer != self.coordinator and self._is_due("coordinator", self.gossip_seconds):
@@ -345,6 +357,8 @@ class Helm:
         request = parse(body, swarm_pb2.HandoverRequest)
         if sender != self.coordinator or request.run_id != self.log.run_id:
             raise Refused("only the run's coordinator is handed the lead")
+        if sender.public_key in self._banned | self.log.accounts.banned:
+            raise Refused("this node signed two different records of one round and is banned from the run")
         if not self.leader.leading or self.log.finished:
             raise Refused("this node does not lead, or the run is finished")
         if request.head_round + 1 < self.log.head.round:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from peer.background import cancel
 from peer.errors import CommonweightsError, Refused, UnreachableError
@@ -32,6 +32,7 @@ FIRST_PAUSE_SECONDS = 0.5
 MAX_PAUSE_SECONDS = 15.0
 NO_NEWS_SECONDS = 0.2  # before a leader is asked again that answered at once and had nothing new
 MAX_SOURCES = 64  # that a blob is asked of
+MAX_TRIED = 16  # nodes on the way into a run whose coordinator is away
 MAX_ROUND = 1 << 32
 MAX_WORDS = 500
 
@@ -72,6 +73,23 @@ class Link:
         """
         await self.swarm.connect(self.sequencer, self.addresses, timeout_seconds=timeout_seconds)
         self._take(await self._watch(wait_seconds=0))
+
+    async def connect_through(self, contacts: Mapping[PeerId, list[str]]) -> bool:
+        """First contact while the sequencer does not answer: over one of these nodes, to whom it follows, or to itself
+        when nobody leads. Whether one answered."""
+        for peer, addresses in list(contacts.items())[-MAX_TRIED:]:
+            self.turn_to(peer, 0, addresses)
+            try:
+                await self.swarm.connect(peer, addresses, timeout_seconds=CALL_SECONDS)
+                self._take(await self._watch(wait_seconds=0))
+                if self.sequencer != peer:
+                    await self.swarm.connect(self.sequencer, self.addresses, timeout_seconds=CALL_SECONDS)
+                    self._take(await self._watch(wait_seconds=0))
+            except CommonweightsError as error:
+                logger.info("no way into the run through %s: %s", peer.short, error)
+            else:
+                return True
+        return False
 
     def turn_to(self, sequencer: PeerId, term: int, addresses: list[str]) -> None:
         """Follow another node from now on. It counts as heard when it has answered."""
