@@ -7,25 +7,29 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from blake3 import blake3
 
+from peer.background import cancel
 from peer.data.feed import Feed, LeasedFeed, PrivateFeed
 from peer.data.manifest import Manifest
 from peer.data.order import order_key
 from peer.data.private import PrivateRows
 from peer.data.reader import ShardReader
 from peer.data.sources import BlobSource, LocationSource, Source
-from peer.errors import CommonweightsError, VerificationError
+from peer.errors import UnreachableError, VerificationError
 from peer.exchange.blobs import BlobStore
 from peer.exchange.exchange import Exchange
 from peer.identity import Identity, PeerId
 from peer.log.chain import Log
 from peer.log.replica import CALL_SECONDS, Replica
 from peer.log.state import State
+from peer.manners.machine import Machine, open_gpu
+from peer.manners.settings import Overrides, Settings
+from peer.manners.steward import Steward
 from peer.messages import parse
 from peer.node import Node
 from peer.presence import Labels
@@ -42,6 +46,7 @@ from protos import swarm_pb2
 logger = logging.getLogger(__name__)
 
 FETCH_SECONDS = 120.0  # for the manifest
+IDENTITY_FILE = "identity.key"
 
 
 @dataclass(frozen=True)
@@ -50,11 +55,17 @@ class JoinOptions:
     name: str = ""
     team: str = ""
     device: str = "auto"
-    upload_bytes_per_second: float | None = None
+    overrides: Overrides = field(default_factory=dict)  # of the folder's settings
     rounds: int = 0  # contribute to so many, then leave; 0: until the run ends
     port: int = 0
     private_data: str = ""  # train on these local files instead of the run's data
     private_data_name: str = "private"  # what the records call it
+    home: Path | None = None  # where the identity lies, unless the folder has one of its own
+
+    def identity(self) -> Identity:
+        """The folder's; or the one that this person's runs share, made at the first start."""
+        own = self.folder / IDENTITY_FILE
+        return Identity.load_or_create(own if own.exists() or self.home is None else self.home / IDENTITY_FILE)
 
 
 @dataclass(frozen=True)
@@ -84,7 +95,7 @@ async def joined(ticket: Ticket, options: JoinOptions, on_event: Callable[[str],
         VerificationError: the folder holds another run, or a damaged log.
     """
     choose_hardware(options.device)  # a wrong --device is said before anything is started
-    identity = Identity.load_or_create(options.folder / "identity.key")
+    identity = options.identity()
     bootstrap = [(ticket.coordinator, ticket.swarm_addresses)]
     async with (
         await HivemindSwarm.create(identity, port=options.port, bootstrap=bootstrap) as swarm,
@@ -104,7 +115,9 @@ async def assembled(
     await link.connect()
     log = await _open_log(swarm, ticket, folder / "log")
     store = BlobStore(folder / "blobs")
-    exchange = Exchange(swarm, store, upload_bytes_per_second=options.upload_bytes_per_second)
+    steward = Steward(folder, options.overrides, Machine(open_gpu(hardware.uuid)), on_event)
+    await steward.look()
+    exchange = Exchange(swarm, store, admission=lambda peer, blob: _not_at_home(steward))
     manifest = await _fetch_manifest(log, exchange, ticket.coordinator)
     trainer, state = await asyncio.to_thread(_build, log, manifest, hardware.device)
     replica = Replica(folder, log, state, exchange, lambda: link.sources)
@@ -121,16 +134,38 @@ async def assembled(
         sources: list[Source] = [LocationSource(mirror) for mirror in log.spec.data.mirrors]
         sources.append(BlobSource(fetch, store.delete))
         async with ShardReader(manifest, folder / "data", sources, key=order_key(log.spec.run.seed)) as reader:
+
+            def apply(settings: Settings) -> None:
+                exchange.upload.set_rate(settings.network.upload_bytes_per_second)
+                exchange.download.set_rate(settings.network.download_bytes_per_second)
+                reader.cache_bytes = settings.disk.cache_bytes
+
             feed: Feed
             if options.private_data:
                 feed = await _private_feed(options, manifest, reader, identity)
             else:
                 feed = LeasedFeed(reader, log.spec.data.sequence_length, log.spec.train.batch_sequences)
             labels = Labels(options.name, options.team, hardware.description)
-            yield Node(replica, link, contributor, feed, labels, options.rounds)
+            node = Node(replica, link, contributor, feed, labels, options.rounds, steward)
+            watching = asyncio.create_task(steward.watch(apply, link.changed.beat))
+            watching.add_done_callback(_say_why)
+            try:
+                yield node
+            finally:
+                await cancel(watching)
     finally:
         contributor.close()
         replica.close()
+
+
+def _not_at_home(steward: Steward) -> str | None:
+    return "this peer is on a metered link at the moment" if steward.verdict.offline else None
+
+
+def _say_why(watching: asyncio.Task[None]) -> None:
+    """The owner's wishes are not looked after any more: that must not pass in silence."""
+    if not watching.cancelled() and (error := watching.exception()) is not None:
+        logger.error("settings and sensors are not watched any more", exc_info=error)
 
 
 async def _private_feed(
@@ -174,7 +209,7 @@ async def _open_log(swarm: Swarm, ticket: Ticket, folder: Path) -> Log:
     answer = await swarm.call(ticket.coordinator, "records", request.SerializeToString(), timeout_seconds=CALL_SECONDS)
     records = parse(answer, swarm_pb2.RecordsReply).records
     if not records:
-        raise CommonweightsError("the coordinator sent no genesis record; try again in a moment")
+        raise UnreachableError("the coordinator sent no genesis record")
     return Log.start(records[0], folder, ticket.run_id)
 
 

@@ -64,8 +64,8 @@ UNMEASURED_BATCHES = 4  # a peer whose speed is not known yet is leased at most 
 LEASED_ROUNDS = 8  # a peer is never leased more than so many rounds' tokens, whatever speed it claims
 LEASED_BATCHES = 16  # or so many batches, if that is more
 HEADER_BYTES = 2 << 20  # of all contributions to a round together: they must fit into its record
-TRAINING = "training"
-BYSTANDING = frozenset({"syncing", "leaving", "paused"})  # phases of peers that will not contribute to the open round
+TRAINING, PAUSED = "training", "paused"
+BYSTANDING = frozenset({"syncing", "leaving", PAUSED})  # phases of peers that will not contribute to the open round
 
 
 @dataclass(frozen=True)

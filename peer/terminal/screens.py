@@ -14,13 +14,14 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from peer.terminal import chart
-from peer.terminal.quantities import clean, count, duration, loss, size
+from peer.terminal.quantities import clean, count, duration, link_rate, loss, size
 from peer.terminal.views import Curve, JoinView, PeerView, Summary, SwarmView
 
 SILENT_SECONDS = 5.0  # a peer not heard of for so long is marked
 
 _LABEL = 12  # columns before a fact
 _PATH = 4096  # characters that a path may have
+_SPARKS = 24  # rounds in a sparkline
 
 _TRAIN, _HELD_OUT = "cyan", "magenta"
 
@@ -76,6 +77,8 @@ def join(view: JoinView, events: Sequence[Event], width: int, height: int, *, br
         ),
         _figures(
             ("link", "dim"),
+            ("" if view.up_bytes_per_second is None else f"up {link_rate(view.up_bytes_per_second)}", ""),
+            ("" if view.down_bytes_per_second is None else f"down {link_rate(view.down_bytes_per_second)}", ""),
             (f"sent {size(me.bytes_sent or 0)}", ""),
             (f"received {size(me.bytes_received or 0)}", ""),
             (clean(view.device), "dim"),
@@ -85,6 +88,7 @@ def join(view: JoinView, events: Sequence[Event], width: int, height: int, *, br
             (_rate(view.swarm_tokens_per_second), ""),
             (swarm_peers, ""),
             ("loss " + loss(view.loss), _TRAIN),
+            (chart.sparkline(view.losses, _SPARKS) if braille else "", _TRAIN),
         ),
         _bar("run", view.swarm_tokens, view.target_tokens, width, _left(view.eta_seconds), braille=braille),
         _bar("round", view.round_tokens, view.round_target_tokens, width, braille=braille),
