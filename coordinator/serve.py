@@ -24,6 +24,7 @@ from peer.data.manifest import Manifest
 from peer.errors import CommonweightsError, UsageError
 from peer.exchange.blobs import BlobStore
 from peer.exchange.exchange import Exchange
+from peer.exchange.measure import Measuring
 from peer.identity import Identity, PeerId
 from peer.log.chain import Entry, Log
 from peer.log.progress import eta_seconds
@@ -208,6 +209,7 @@ async def leading(
         coordinator.on_event = on_event
         replica.serve(swarm)
         leader.serve()
+        Measuring(swarm, replica.exchange.upload)
         async with served(coordinator, bind_address(options.host), options.grpc_port) as grpc_port:
             host = options.host or _first_host(swarm.addresses)
             ticket = Ticket(log.run_id, identity.peer_id, (f"{host}:{grpc_port}",), tuple(swarm.addresses))

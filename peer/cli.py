@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -45,6 +46,7 @@ def join(
         list[str] | None, typer.Option(help='Train only then: "22:00-07:00", "Sat-Sun 00:00-24:00"; may be repeated.')
     ] = None,
     always: Annotated[bool, typer.Option("--always", help="Never pause by itself, and give way to nobody.")] = False,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Listen on this TCP port for other peers.")] = None,
     metrics_port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Figures for Prometheus on this port of this machine.")
     ] = None,
@@ -70,6 +72,7 @@ def join(
         always=always,
         network_upload_mbit=upload_mbit,
         network_download_mbit=download_mbit,
+        network_port=port,
         device_duty_percent=duty_percent,
         schedule_hours=hours or None,
         metrics_port=metrics_port,
@@ -121,6 +124,51 @@ def verify(
         show_verdict(verdict)
     if not verdict.ok:
         sys.exit(3)
+
+
+@app.command()
+def doctor(
+    ticket: Annotated[str, typer.Argument(help="The ticket, or a file that holds it; none: only this machine.")] = "",
+    folder: Annotated[Path | None, typer.Option("--dir", help="Folder of `join`, with its settings.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0 or mps.")] = "auto",
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="The TCP port that `join` is to listen on.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Is all well for taking part? Every problem with its cure, in less than a minute; exit code 1 if there is one."""
+    import time
+
+    from peer.doctor.show import as_dict, is_well, show
+    from peer.runner import run
+
+    started = time.monotonic()
+    set_up_logging(None, logging.NullHandler())  # what concerns the person is in the findings
+    if not as_json:
+        sys.stderr.write("looking at this machine and the way to the swarm; less than a minute\n")
+    from peer.doctor.examine import Options, examine
+
+    options = Options(folder or _folder_of(ticket), ticket, device, port)
+    findings = run(lambda stop: examine(options))
+    if findings is None:
+        raise typer.Exit(INTERRUPTED)
+    if as_json:
+        print_json(as_dict(findings, time.monotonic() - started))
+    else:
+        show(findings)
+    if not is_well(findings):
+        raise typer.Exit(1)
+
+
+def _folder_of(ticket: str) -> Path:
+    """Where `join` would put the run of this ticket; a wrong ticket is a finding of the doctor's."""
+    from peer.errors import UsageError
+    from peer.ticket import Ticket
+
+    try:
+        return HOME / Ticket.parse(ticket).run_id.hex()[:16]
+    except UsageError:
+        return HOME
 
 
 FolderOption = Annotated[

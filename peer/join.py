@@ -27,6 +27,7 @@ from peer.identity import Identity, PeerId
 from peer.log.chain import Log
 from peer.log.replica import CALL_SECONDS, Replica
 from peer.log.state import State
+from peer.manners import settings as owner
 from peer.manners.machine import Machine, open_gpu
 from peer.manners.settings import Overrides, Settings
 from peer.manners.steward import Steward
@@ -57,7 +58,6 @@ class JoinOptions:
     device: str = "auto"
     overrides: Overrides = field(default_factory=dict)  # of the folder's settings
     rounds: int = 0  # contribute to so many, then leave; 0: until the run ends
-    port: int = 0
     private_data: str = ""  # train on these local files instead of the run's data
     private_data_name: str = "private"  # what the records call it
     home: Path | None = None  # where the identity lies, unless the folder has one of its own
@@ -96,9 +96,10 @@ async def joined(ticket: Ticket, options: JoinOptions, on_event: Callable[[str],
     """
     choose_hardware(options.device)  # a wrong --device is said before anything is started
     identity = options.identity()
+    port = owner.load(owner.ensure(options.folder), options.overrides).network.port
     bootstrap = [(ticket.coordinator, ticket.swarm_addresses)]
     async with (
-        await HivemindSwarm.create(identity, port=options.port, bootstrap=bootstrap) as swarm,
+        await HivemindSwarm.create(identity, port=port, bootstrap=bootstrap) as swarm,
         assembled(swarm, identity, ticket, options, on_event) as node,
     ):
         yield node

@@ -25,6 +25,7 @@ upload_mbit = 0.0            # upload at most so many Mbit/s; 0: no limit of you
 download_mbit = 0.0          # and download
 metered = "auto"             # "yes": no training and no transfers, only a sign of life; "no": never mind; "auto": as
                              # NetworkManager says, where there is one
+port = 0                     # listen on this TCP port, at start, so that a router can forward it; 0: any free one
 
 [device]
 duty_percent = 100           # compute for so many percent of the time and rest in between: quieter and cooler
@@ -59,6 +60,7 @@ class Network(Section):
     upload_mbit: float = Field(default=0.0, ge=0.0)
     download_mbit: float = Field(default=0.0, ge=0.0)
     metered: Literal["auto", "yes", "no"] = "auto"
+    port: int = Field(default=0, ge=0, le=65535)
 
     @property
     def upload_bytes_per_second(self) -> float | None:
