@@ -37,6 +37,9 @@ def join(
     name: Annotated[str, typer.Option(help="What others see beside your contributions.")] = "",
     team: Annotated[str, typer.Option(help="Team or organization that your credit is shown under.")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0 or mps.")] = "auto",
+    processes: Annotated[
+        int, typer.Option(min=0, max=64, help="Local GPUs (or CPU processes) that are one peer; 0: every GPU.")
+    ] = 1,
     upload_mbit: Annotated[float | None, typer.Option(min=0.1, help="Limit of the upload, in Mbit/s.")] = None,
     download_mbit: Annotated[float | None, typer.Option(min=0.1, help="Limit of the download, in Mbit/s.")] = None,
     duty_percent: Annotated[
@@ -85,7 +88,16 @@ def join(
         from peer.runner import run
 
         options = JoinOptions(
-            folder, name, team, device, wishes, rounds, private_data=data, private_data_name=data_name, home=home
+            folder,
+            name,
+            team,
+            device,
+            wishes,
+            processes,
+            rounds,
+            private_data=data,
+            private_data_name=data_name,
+            home=home,
         )
         report = run(lambda stop: participate(parsed, options, stop, console))
         if report is None:

@@ -39,7 +39,8 @@ from peer.rounds.contributor import Contributor
 from peer.rounds.link import Link
 from peer.swarm import HivemindSwarm, Swarm
 from peer.ticket import Ticket
-from peer.training.hardware import choose_hardware
+from peer.training import fit, ranks
+from peer.training.hardware import Hardware, choose_hardware, device_count
 from peer.training.tasks import load_task
 from peer.training.trainer import Trainer
 from protos import swarm_pb2
@@ -57,6 +58,7 @@ class JoinOptions:
     team: str = ""
     device: str = "auto"
     overrides: Overrides = field(default_factory=dict)  # of the folder's settings
+    processes: int = 1  # local devices that take part as one peer; 0: as many as there are GPUs
     rounds: int = 0  # contribute to so many, then leave; 0: until the run ends
     private_data: str = ""  # train on these local files instead of the run's data
     private_data_name: str = "private"  # what the records call it
@@ -120,7 +122,7 @@ async def assembled(
     await steward.look()
     exchange = Exchange(swarm, store, admission=lambda peer, blob: _not_at_home(steward))
     manifest = await _fetch_manifest(log, exchange, ticket.coordinator)
-    trainer, state = await asyncio.to_thread(_build, log, manifest, hardware.device)
+    trainer, state = await asyncio.to_thread(_build, log, manifest, hardware, options)
     replica = Replica(folder, log, state, exchange, lambda: link.sources)
     contributor = Contributor(folder, identity, replica, trainer)
     contributor.on_event = on_event
@@ -156,6 +158,7 @@ async def assembled(
                 await cancel(watching)
     finally:
         contributor.close()
+        await asyncio.to_thread(trainer.close)
         replica.close()
 
 
@@ -196,6 +199,18 @@ def report(node: Node) -> Report:
     )
 
 
+def _keep_fit(trainer: Trainer, hardware: Hardware, processes: int, options: JoinOptions) -> None:
+    """Take up the micro-batch that an earlier start measured under the same circumstances, and keep the next one."""
+    limit = owner.load(options.folder / owner.FILE_NAME, options.overrides).device.memory_gb
+    length, batch = trainer.spec.data.sequence_length, trainer.spec.train.batch_sequences
+    key = (
+        f"{hardware.description}, {processes} processes, at most {limit:g} GB, {trainer.precision}, torch"
+        f" {torch.__version__}, {trainer.parameters.count} parameters, {batch} x {length}"
+    )
+    trainer.on_fit = lambda sequences: fit.keep(options.folder, key, sequences)
+    trainer.micro_batch_sequences = trainer.micro_batch_sequences or fit.recall(options.folder, key)
+
+
 async def _open_log(swarm: Swarm, ticket: Ticket, folder: Path) -> Log:
     """This node's log of the ticket's run: from its folder, or begun with the genesis record that the swarm has."""
     if any(folder.glob("*.record")):
@@ -223,14 +238,17 @@ async def _fetch_manifest(log: Log, exchange: Exchange, coordinator: PeerId) -> 
     return Manifest.from_json(exchange.store.read(genesis.manifest_hash), source="the run's data manifest")
 
 
-def _build(log: Log, manifest: Manifest, device: torch.device) -> tuple[Trainer, State]:
+def _build(log: Log, manifest: Manifest, hardware: Hardware, options: JoinOptions) -> tuple[Trainer, State]:
     """The model on its device, and the state before the first round (round -1 if this machine draws other weights)."""
     spec, genesis = log.spec, log.origin.genesis
     task = load_task(spec.model.task)
     model = task.build_model(
         spec, manifest.vocab_size, bos_token_id=manifest.end_of_text, eos_token_id=manifest.end_of_text
     )
-    trainer = Trainer(spec, task, model, device)
+    processes = options.processes or device_count(hardware)
+    team = ranks.start(processes, spec, manifest.vocab_size, manifest.end_of_text, hardware.device)
+    trainer = Trainer(spec, task, model, hardware.device, team)
+    _keep_fit(trainer, hardware, processes, options)
     if trainer.parameters.count != genesis.parameters:
         raise VerificationError(
             f"this version's model has {trainer.parameters.count} parameters, the run's {genesis.parameters}; "

@@ -21,7 +21,7 @@ from peer.runner import Stop
 from peer.terminal.console import Console
 from peer.terminal.pace import Pace
 from peer.ticket import Ticket
-from peer.training.hardware import choose_hardware, choose_threads, limit_memory
+from peer.training.hardware import choose_hardware, choose_threads, device_count, limit_memory
 from peer.view import join_view, round_figures
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def settle_in(options: JoinOptions) -> None:
     """
     device = owner.load(owner.ensure(options.folder), options.overrides).device
     hardware = choose_hardware(options.device)  # a wrong --device is said before anything is started
-    torch.set_num_threads(device.threads or choose_threads())
+    torch.set_num_threads(device.threads or choose_threads(options.processes or device_count(hardware)))
     if device.memory_bytes:
         limit_memory(hardware, device.memory_bytes)
     with contextlib.suppress(OSError):

@@ -69,6 +69,11 @@ def _cuda(name: str, index: int) -> Hardware:
     )
 
 
+def device_count(hardware: Hardware) -> int:
+    """How many devices of its kind this machine has."""
+    return torch.cuda.device_count() if hardware.device.type == "cuda" else 1
+
+
 def limit_memory(hardware: Hardware, memory_bytes: int) -> None:
     """Let this process take no more of a GPU's memory; what does not fit then is out of memory, and is dealt with as
     that. A CPU's memory is not limited."""
