@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 FAREWELL_SECONDS = 4.0  # for handing in what there is when told to stop
 RETRY_SECONDS = 2.0
+CATCH_UP_SECONDS = 1.0  # of rest that was longer than it had to be
 MENDABLE = (UnreachableError, Refused, VerificationError, DataError)  # by waiting, or by asking somebody else
 
 
@@ -185,6 +186,7 @@ class Node:
         positions, rows = batch
         contributor = self.contributor
         tokens_before = self.replica.log.accounts.tokens + contributor.backlog.tokens
+        started = asyncio.get_running_loop().time()
         result = await contributor.on_device(contributor.trainer.step, rows, tokens_before)
         self.feed.used(positions)
         if result.skipped:
@@ -193,7 +195,8 @@ class Node:
         step = Work(positions, result.tokens, 1, result.loss * result.tokens, result.seconds)
         contributor.backlog = contributor.backlog.train(step)
         rest_seconds = self.permission.rest_seconds(result.seconds)
-        self._rest_until = asyncio.get_running_loop().time() + rest_seconds
+        # From step to step: what else happens in between is part of the rest, and a little too much may be made up for.
+        self._rest_until = max(self._rest_until, started - CATCH_UP_SECONDS) + result.seconds + rest_seconds
         self.tally.add(result.tokens, result.loss, result.seconds, rest_seconds)
 
     async def _contribute(self, early: bool = False) -> None:

@@ -16,10 +16,13 @@ from peer.errors import UnreachableError
 from peer.join import JoinOptions, Report, joined, report
 from peer.manners import settings as owner
 from peer.manners.orders import only_peer
+from peer.manners.settings import Settings
+from peer.metrics import exposed
 from peer.node import Node
 from peer.runner import Stop
 from peer.terminal.console import Console
 from peer.terminal.pace import Pace
+from peer.terminal.quantities import count
 from peer.ticket import Ticket
 from peer.training.hardware import choose_hardware, choose_threads, device_count, limit_memory
 from peer.view import join_view, round_figures
@@ -50,26 +53,27 @@ async def participate(ticket: Ticket, options: JoinOptions, stop: Stop, console:
                 stop.on_request = None
             return report(node)
 
-    with only_peer(options.folder):
-        settle_in(options)
+    with only_peer(options.folder), exposed(settle_in(options).metrics.port, lambda: console.join_view):
         say(f"looking for the swarm at {', '.join(ticket.swarm_addresses) or 'no address'}")
         return await persistently(attempt, say)
 
 
-def settle_in(options: JoinOptions) -> None:
-    """What the owner allows this process, as far as it cannot be changed later.
+def settle_in(options: JoinOptions) -> Settings:
+    """Do what of the owner's settings cannot be changed later.
 
     Raises:
         ConfigError: the settings file.
         UsageError: the device.
     """
-    device = owner.load(owner.ensure(options.folder), options.overrides).device
+    settings = owner.load(owner.ensure(options.folder), options.overrides)
+    device = settings.device
     hardware = choose_hardware(options.device)  # a wrong --device is said before anything is started
     torch.set_num_threads(device.threads or choose_threads(options.processes or device_count(hardware)))
     if device.memory_bytes:
         limit_memory(hardware, device.memory_bytes)
     with contextlib.suppress(OSError):
         os.nice(max(0, device.nice - os.nice(0)))  # counted from what the system gave; lower again takes root
+    return settings
 
 
 async def persistently(attempt: Callable[[], Awaitable[Report]], say: Callable[[str], None]) -> Report:
@@ -91,11 +95,14 @@ async def persistently(attempt: Callable[[], Awaitable[Report]], say: Callable[[
 async def _shown(node: Node, console: Console) -> AsyncIterator[None]:
     """The live view, and a line per round in the log file."""
     pace = Pace()
-    logged_round = -1
+    logged_round, credited = -1, join_view(node, pace).peer.credit_tokens
 
     def show() -> None:
-        nonlocal logged_round
+        nonlocal logged_round, credited
         view = join_view(node, pace)
+        if view.peer.credit_tokens > credited:
+            console.note(f"your work is in the log: {count(view.peer.credit_tokens - credited)} tokens more of credit")
+        credited = view.peer.credit_tokens
         console.show(view)
         if view.round != logged_round:
             logged_round = view.round

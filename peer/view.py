@@ -46,6 +46,7 @@ def join_view(node: Node, pace: Pace) -> JoinView:
         losses=log.accounts.losses,
         up_bytes_per_second=up,
         down_bytes_per_second=down,
+        compute_seconds=tally.compute_seconds,
     )
 
 

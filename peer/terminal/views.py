@@ -71,6 +71,7 @@ class JoinView:
     losses: Curve = ()
     up_bytes_per_second: float | None = None  # over the last seconds
     down_bytes_per_second: float | None = None
+    compute_seconds: float = 0.0  # spent in steps since it started now
 
 
 @dataclass(frozen=True)
