@@ -87,7 +87,6 @@ class Bootstrap:
     problem: str = ""
     other_run: str = ""
     round_trip_seconds: float = 0.0
-    addresses: tuple[str, ...] = ()  # of ours, as libp2p sees them
     peers: int = 0
 
 

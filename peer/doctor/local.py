@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import shutil
 import socket
 import tempfile
-from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 
 import psutil
@@ -95,18 +93,6 @@ def port(number: int) -> Port:
         except OSError:
             return Port(number, _listener(number))
     return Port(number)
-
-
-def networks() -> list[IPv4Interface | IPv6Interface]:
-    """The addresses of this machine, with the networks they are in."""
-    found = []
-    for addresses in psutil.net_if_addrs().values():
-        for entry in addresses:
-            if entry.family in (socket.AF_INET, socket.AF_INET6) and entry.netmask:
-                host = entry.address.partition("%")[0]
-                prefix = ipaddress.ip_address(entry.netmask)
-                found.append(ipaddress.ip_interface(f"{host}/{int(prefix).bit_count()}"))
-    return found
 
 
 def has_route(family: socket.AddressFamily) -> bool:

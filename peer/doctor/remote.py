@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -22,6 +22,9 @@ from peer.pulse import Pulse
 from peer.swarm import Swarm
 from peer.ticket import Ticket, split_address
 from protos import coordinator_pb2, coordinator_pb2_grpc
+
+if TYPE_CHECKING:
+    from peer.swarm import HivemindSwarm
 
 API_SECONDS = 8.0
 CLOCK_KEY = "time-seconds"  # of the answer's metadata: the coordinator's Unix clock
@@ -113,17 +116,17 @@ class Visit:
     """A visit to the swarm under a passing identity. `swarm` is None when nobody was met."""
 
     found: Bootstrap
-    swarm: Swarm | None = None
+    swarm: HivemindSwarm | None = None
 
 
 @contextlib.asynccontextmanager
-async def visiting(ticket: Ticket, deadline_seconds: float) -> AsyncIterator[Visit]:
-    """In the swarm while the block runs, as far as that succeeds."""
+async def visiting(ticket: Ticket, port: int, deadline_seconds: float) -> AsyncIterator[Visit]:
+    """In the swarm while the block runs, as far as that succeeds; listening on `port`, or on any (0)."""
     tried = ticket.swarm_addresses
     async with contextlib.AsyncExitStack() as stack:
         try:
             async with asyncio.timeout(deadline_seconds):
-                swarm = await stack.enter_async_context(await _swarm(ticket, deadline_seconds - 2.0))
+                swarm = await stack.enter_async_context(await _swarm(ticket, port, deadline_seconds - 2.0))
                 found = await _greet(swarm, ticket)
         except Refused as error:
             yield Visit(Bootstrap(tried, other_run=f"the node at {tried[0]} says no: {error}"))
@@ -133,12 +136,12 @@ async def visiting(ticket: Ticket, deadline_seconds: float) -> AsyncIterator[Vis
             yield Visit(found, swarm)
 
 
-async def _swarm(ticket: Ticket, seconds: float) -> Swarm:
+async def _swarm(ticket: Ticket, port: int, seconds: float) -> HivemindSwarm:
     module = await asyncio.to_thread(importlib.import_module, "peer.swarm.hivemind_swarm")  # hivemind and torch
-    swarm: Swarm = await module.HivemindSwarm.create(
+    swarm: HivemindSwarm = await module.HivemindSwarm.create(
         Identity.new(),
         bootstrap=[(ticket.coordinator, ticket.swarm_addresses)],
-        map_port=False,
+        port=port,
         startup_timeout=seconds,
     )
     return swarm
@@ -152,9 +155,7 @@ async def _greet(swarm: Swarm, ticket: Ticket) -> Bootstrap:
     started = time.monotonic()
     await link.connect()
     trip = time.monotonic() - started
-    return Bootstrap(
-        ticket.swarm_addresses, round_trip_seconds=trip, addresses=tuple(swarm.addresses), peers=link.view.peers
-    )
+    return Bootstrap(ticket.swarm_addresses, round_trip_seconds=trip, peers=link.view.peers)
 
 
 async def speed(swarm: Swarm, ticket: Ticket) -> Speed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
 
 from peer.doctor.facts import Api, Bootstrap, Device, Disk, Drivers, Model, Names, Port, Speed, Torch
 from peer.doctor.finding import Finding, fail, ok, skipped, warn
@@ -207,31 +206,16 @@ def about_bootstrap(found: Bootstrap) -> Finding:
     return ok("swarm", f"joined, {found.round_trip_seconds * 1000:.0f} ms to the sequencer{others}")
 
 
-def about_reachability(
-    own: Sequence[str], swarm: Sequence[str], networks: Sequence[IPv4Interface | IPv6Interface], port: int
-) -> Finding:
-    """Whether others can dial in, judged by where this machine and the swarm stand. `own`, `swarm`: multiaddrs.
-
-    What a firewall in between does cannot be seen from here.
-    """
-    there = [host for address in swarm if (host := _host(address)) is not None]
-    if any(host in network.network for host in there for network in networks):
-        return ok("reachable", "the coordinator is in this machine's own network")
-    public = [address for address in own if (host := _host(address)) is not None and host.is_global]
-    if public:
-        return ok("reachable", f"has the public address {public[0]}; a firewall must let it in")
+def about_reachability(proven: Sequence[str], port: int) -> Finding:
+    """`proven`: where other nodes have just dialled this machine, as multiaddrs; a relay's do not count."""
+    direct = [address for address in proven if "/p2p-circuit" not in address]
+    if direct:
+        return ok("reachable", f"others can dial in at {direct[0]}")
     return warn(
         "reachable",
-        "behind NAT: others cannot dial in, so this peer contributes, and serves only those it has dialled itself",
+        "behind NAT or a firewall: nobody can dial in, so this peer contributes, and serves only whom it dialled",
         f"nothing is broken; to help more, switch UPnP on in the router, or forward TCP port {port or 'P'} to this"
-        " machine" + ("" if port else " and set it with --port P"),
-    )
-
-
-def _host(address: str) -> IPv4Address | IPv6Address | None:
-    parts = address.split("/")
-    return (
-        ip_address(parts[2]) if len(parts) > 2 and parts[1] in ("ip4", "ip6") and "p2p-circuit" not in parts else None
+        f" machine and let its firewall pass it" + ("" if port else ", and set it with --port P"),
     )
 
 
