@@ -25,7 +25,7 @@ VIEW = JoinView("demo", PeerView("anna", "training", 5, 10.0, 20, 3.0, 1, 2), ro
 
 def rows_of(title: str) -> list[list[str]]:
     """The first two columns of the tables below a heading."""
-    section = PAGE.split(f"\n## {title}\n", 1)[1].split("\n## ", 1)[0]
+    section = PAGE.split(f"\n## {title}\n", 1)[1].split("\n## ", 1)[0].split("<!-- measured", 1)[0]
     return [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| `")]
 
 
