@@ -6,12 +6,14 @@ import difflib
 import tomllib
 import typing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from configs.schema import RunSpec
+
+M = TypeVar("M", bound=BaseModel)
 
 
 class SpecError(Exception):
@@ -38,14 +40,19 @@ def load(path: str | Path) -> RunSpec:
 
 def parse(raw: dict[str, Any], source: str) -> RunSpec:
     """Check a spec that is already a dictionary; `source` opens every line of the error."""
+    return check(raw, source, RunSpec)
+
+
+def check(raw: dict[str, Any], source: str, model: type[M]) -> M:
+    """The same for any model: raises SpecError, one line per wrong key."""
     try:
-        return RunSpec.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
-        raise SpecError("\n".join(f"{source}: {_explain(problem)}" for problem in error.errors())) from None
+        raise SpecError("\n".join(f"{source}: {_explain(problem, model)}" for problem in error.errors())) from None
 
 
-def _explain(problem: ErrorDetails) -> str:
-    section, key = _walk(problem["loc"])
+def _explain(problem: ErrorDetails, model: type[BaseModel]) -> str:
+    section, key = _walk(problem["loc"], model)
     if problem["type"] == "extra_forbidden":
         return f"unknown key {key!r}{_suggestion(section, key)}"
     if problem["type"] == "missing":
@@ -58,12 +65,12 @@ def _explain(problem: ErrorDetails) -> str:
     return f"{key}: {message}" if key else message
 
 
-def _walk(location: tuple[int | str, ...]) -> tuple[type[BaseModel] | None, str]:
+def _walk(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[type[BaseModel] | None, str]:
     """The section that the last part of an error's location stands in, and the key as it is written in the file.
 
     Where a section comes in several kinds, pydantic puts the kind into the location; the file does not.
     """
-    section: Any = RunSpec
+    section: Any = model
     key: list[str] = []
     for part in location[:-1]:
         if isinstance(section, type) and issubclass(section, BaseModel):

@@ -22,6 +22,7 @@ from coordinator.serve import Coordinator, ServeOptions, coordinating
 from peer.errors import CommonweightsError
 from peer.identity import PeerId
 from peer.runner import Stop
+from peer.training.hardware import choose_threads
 
 GATHER_SECONDS = 90.0  # until the first round starts with whoever is there
 GOODBYE_SECONDS = 20.0  # for peers to notice that the run is finished
@@ -95,14 +96,14 @@ async def demo(
 async def _start_peer(ticket: str, folder: Path, name: str, peers: int) -> asyncio.subprocess.Process:
     """`commonweights join`, with its share of the cores; it ends when this process does, however that dies."""
     folder.mkdir(parents=True, exist_ok=True)
-    threads = max(1, (os.cpu_count() or 1) // peers)
     with (folder / "join.log").open("ab") as log:
         return await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "peer.cli", "join", ticket, "--dir", str(folder), "--name", name, "--json",
+            sys.executable, "-m", "peer.cli", "join", ticket, "--dir", str(folder), "--name", name,
+            "--always", "--json",
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=log,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"},
+            env={**os.environ, "OMP_NUM_THREADS": str(choose_threads(peers)), "TOKENIZERS_PARALLELISM": "false"},
             start_new_session=True,  # Ctrl-C is for this process, which then tells them
             preexec_fn=_end_with_parent,
         )  # fmt: skip

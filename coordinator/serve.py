@@ -26,8 +26,10 @@ from peer.data.manifest import Manifest
 from peer.errors import CommonweightsError, UsageError
 from peer.exchange.blobs import BlobStore
 from peer.exchange.exchange import Exchange
+from peer.exchange.measure import Measuring
 from peer.identity import Identity, PeerId
 from peer.log.chain import Entry, Log
+from peer.log.progress import eta_seconds
 from peer.log.replica import Replica
 from peer.log.state import State
 from peer.log.terms import Terms
@@ -242,6 +244,7 @@ async def leading(
         coordinator.on_event = on_event
         replica.serve(swarm)
         coordinator.helm.serve()
+        Measuring(swarm, replica.exchange.upload)
         async with served(coordinator, bind_address(options.host), options.grpc_port) as grpc_port:
             host = options.host or _first_host(swarm.addresses)
             ticket = Ticket(log.run_id, identity.peer_id, (f"{host}:{grpc_port}",), tuple(swarm.addresses))
@@ -313,20 +316,6 @@ def differences(old: RunSpec, new: RunSpec) -> list[str]:
         for key in values
         if values[key] != after[section].get(key)
     ]
-
-
-def eta_seconds(log: Log) -> float:
-    """Until the run has all its tokens or rounds, at the pace of the newest records; -1 when that is not known."""
-    run, accounts = log.spec.run, log.accounts
-    if log.finished:
-        return 0.0
-    left = []
-    if run.tokens and accounts.tokens_per_second > 0:
-        left.append((run.tokens - accounts.tokens) / accounts.tokens_per_second)
-    if run.rounds and len(accounts.recent) > 1:
-        (start, _), (end, _) = accounts.recent[0], accounts.recent[-1]
-        left.append((run.rounds - log.head.round) * (end - start) / (len(accounts.recent) - 1))
-    return max(0.0, min(left)) if left else -1.0
 
 
 def _ip(host: str) -> str:

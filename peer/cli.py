@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -36,7 +37,22 @@ def join(
     name: Annotated[str, typer.Option(help="What others see beside your contributions.")] = "",
     team: Annotated[str, typer.Option(help="Team or organization that your credit is shown under.")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0 or mps.")] = "auto",
+    processes: Annotated[
+        int, typer.Option(min=0, max=64, help="Local GPUs (or CPU processes) that are one peer; 0: every GPU.")
+    ] = 1,
     upload_mbit: Annotated[float | None, typer.Option(min=0.1, help="Limit of the upload, in Mbit/s.")] = None,
+    download_mbit: Annotated[float | None, typer.Option(min=0.1, help="Limit of the download, in Mbit/s.")] = None,
+    duty_percent: Annotated[
+        int | None, typer.Option(min=1, max=100, help="Compute for so much of the time, rest in between.")
+    ] = None,
+    hours: Annotated[
+        list[str] | None, typer.Option(help='Train only then: "22:00-07:00", "Sat-Sun 00:00-24:00"; may be repeated.')
+    ] = None,
+    always: Annotated[bool, typer.Option("--always", help="Never pause by itself, and give way to nobody.")] = False,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Listen on this TCP port for other peers.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Figures for Prometheus on this port of this machine.")
+    ] = None,
     data: Annotated[
         str, typer.Option(help="Train on these files of yours, which stay here; a file, folder or glob.")
     ] = "",
@@ -44,23 +60,44 @@ def join(
     rounds: Annotated[int, typer.Option(min=0, help="Contribute to so many rounds, then leave; 0: to the end.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Join a run and train until it is finished. Ctrl-C leaves cleanly; the same command again goes on."""
+    """Join a run and train until it is finished. Ctrl-C leaves cleanly; the same command again goes on.
+
+    How it treats this machine stands in settings.toml in the run's folder; options go before it.
+    """
+    from peer.manners.settings import overrides
+    from peer.terminal.console import Console
+    from peer.terminal.journal import JsonLines
     from peer.ticket import Ticket
 
     parsed = Ticket.parse(ticket)
-    folder = folder or HOME / parsed.run_id.hex()[:16]
-    from peer.terminal.console import Console
-
+    home, folder = (None, folder) if folder else (HOME, HOME / parsed.run_id.hex()[:16])
+    wishes = overrides(
+        always=always,
+        network_upload_mbit=upload_mbit,
+        network_download_mbit=download_mbit,
+        network_port=port,
+        device_duty_percent=duty_percent,
+        schedule_hours=hours or None,
+        metrics_port=metrics_port,
+    )
     with Console() as console:
-        set_up_logging(folder / "peer.log.chain", console.log_handler())
+        set_up_logging(folder / "peer.jsonl", console.log_handler(), JsonLines())
         console.event(f"joining run {parsed.run_id.hex()[:16]}; loading")
         from peer.join import JoinOptions
         from peer.participate import participate
         from peer.runner import run
 
-        upload = upload_mbit * 1e6 / 8 if upload_mbit else None
         options = JoinOptions(
-            folder, name, team, device, upload, rounds, private_data=data, private_data_name=data_name
+            folder,
+            name,
+            team,
+            device,
+            wishes,
+            processes,
+            rounds,
+            private_data=data,
+            private_data_name=data_name,
+            home=home,
         )
         report = run(lambda stop: participate(parsed, options, stop, console))
         if report is None:
@@ -99,6 +136,91 @@ def verify(
         show_verdict(verdict)
     if not verdict.ok:
         sys.exit(3)
+
+
+@app.command()
+def doctor(
+    ticket: Annotated[str, typer.Argument(help="The ticket, or a file that holds it; none: only this machine.")] = "",
+    folder: Annotated[Path | None, typer.Option("--dir", help="Folder of `join`, with its settings.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0 or mps.")] = "auto",
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="The TCP port that `join` is to listen on.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Is all well for taking part? Every problem with its cure, in less than a minute; exit code 1 if there is one."""
+    import time
+
+    from peer.doctor.show import as_dict, is_well, show
+    from peer.runner import run
+
+    started = time.monotonic()
+    set_up_logging(None, logging.NullHandler())  # what concerns the person is in the findings
+    if not as_json:
+        sys.stderr.write("looking at this machine and the way to the swarm; less than a minute\n")
+    from peer.doctor.examine import Options, examine
+
+    options = Options(folder or _folder_of(ticket), ticket, device, port)
+    findings = run(lambda stop: examine(options))
+    if findings is None:
+        raise typer.Exit(INTERRUPTED)
+    if as_json:
+        print_json(as_dict(findings, time.monotonic() - started))
+    else:
+        show(findings)
+    if not is_well(findings):
+        raise typer.Exit(1)
+
+
+def _folder_of(ticket: str) -> Path:
+    """Where `join` would put the run of this ticket; a wrong ticket is a finding of the doctor's."""
+    from peer.errors import UsageError
+    from peer.ticket import Ticket
+
+    try:
+        return HOME / Ticket.parse(ticket).run_id.hex()[:16]
+    except UsageError:
+        return HOME
+
+
+FolderOption = Annotated[
+    Path | None, typer.Option("--dir", help="Folder of the peer; if not given, all runs below ~/.commonweights.")
+]
+
+
+@app.command()
+def pause(
+    folder: FolderOption = None,
+    minutes: Annotated[float | None, typer.Option(min=0.1, help="For so long; if not given, until `resume`.")] = None,
+) -> None:
+    """Stop training, now and after restarts: the peer hands in what it has, frees the processor and stays in touch."""
+    from peer.manners import orders
+
+    for place in _peer_folders(folder):
+        orders.pause(place, minutes * 60 if minutes else None)
+        running = "it stops after its present step" if orders.is_running(place) else "no peer runs there now"
+        typer.echo(f"{place}: paused; {running}")
+
+
+@app.command()
+def resume(folder: FolderOption = None) -> None:
+    """End a pause."""
+    from peer.manners import orders
+
+    for place in _peer_folders(folder):
+        was = "training goes on" if orders.resume(place) else "it was not paused"
+        typer.echo(f"{place}: {was}" + ("" if orders.is_running(place) else " (no peer runs there now)"))
+
+
+def _peer_folders(folder: Path | None) -> list[Path]:
+    from peer.errors import UsageError
+    from peer.manners.settings import FILE_NAME
+
+    found = [folder] if folder else sorted(HOME.glob("*"))
+    found = [place for place in found if (place / FILE_NAME).exists()]
+    if not found:
+        raise UsageError(f"{folder or HOME} holds no peer's settings; give the folder of `join` with --dir")
+    return found
 
 
 @identity_app.command("show")

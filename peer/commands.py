@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import logging.handlers
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 from peer.errors import CommonweightsError
 
 INTERRUPTED = 130  # exit code, as a shell has it for Ctrl-C
+LOG_BYTES = 5_000_000  # then a new log file begins; three old ones are kept
 
 
 @contextmanager
@@ -47,16 +49,19 @@ def print_json(value: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def set_up_logging(path: Path | None, screen: logging.Handler | None = None) -> None:
-    """Warnings to the screen (stderr), everything to a file beside the run."""
+def set_up_logging(
+    path: Path | None, screen: logging.Handler | None = None, formatter: logging.Formatter | None = None
+) -> None:
+    """Warnings to the screen (stderr), everything to a file beside the run, which is never larger than a few times
+    `LOG_BYTES`."""
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # it reports every fork of a child process otherwise
     screen = screen or logging.StreamHandler(sys.stderr)
     screen.setLevel(logging.WARNING)
-    handlers = [screen]
+    handlers: list[logging.Handler] = [screen]
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(path)
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        file = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=3, encoding="utf-8")
+        file.setFormatter(formatter or logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         handlers.append(file)
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
     for noisy in ("httpx", "httpcore", "datasets", "transformers", "accelerate", "fsspec", "asyncio", "filelock"):

@@ -7,25 +7,30 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from blake3 import blake3
 
+from peer.background import cancel
 from peer.data.feed import Feed, LeasedFeed, PrivateFeed
 from peer.data.manifest import Manifest
 from peer.data.order import order_key
 from peer.data.private import PrivateRows
 from peer.data.reader import ShardReader
 from peer.data.sources import BlobSource, LocationSource, Source
-from peer.errors import CommonweightsError, UnreachableError, VerificationError
+from peer.errors import UnreachableError, VerificationError
 from peer.exchange.blobs import BlobStore
 from peer.exchange.exchange import Exchange
 from peer.identity import Identity, PeerId
 from peer.log.chain import Log
 from peer.log.replica import CALL_SECONDS, Replica
 from peer.log.state import State
+from peer.manners import settings as owner
+from peer.manners.machine import Machine, open_gpu
+from peer.manners.settings import Overrides, Settings
+from peer.manners.steward import Steward
 from peer.messages import parse
 from peer.node import Node
 from peer.presence import Labels
@@ -35,7 +40,8 @@ from peer.rounds.contributor import Contributor
 from peer.rounds.link import Link
 from peer.swarm import HivemindSwarm, Swarm
 from peer.ticket import Ticket
-from peer.training.hardware import choose_hardware
+from peer.training import fit, ranks
+from peer.training.hardware import Hardware, choose_hardware, device_count
 from peer.training.tasks import load_task
 from peer.training.trainer import Trainer
 from protos import swarm_pb2
@@ -43,6 +49,7 @@ from protos import swarm_pb2
 logger = logging.getLogger(__name__)
 
 FETCH_SECONDS = 120.0  # for the manifest
+IDENTITY_FILE = "identity.key"
 
 
 @dataclass(frozen=True)
@@ -51,11 +58,17 @@ class JoinOptions:
     name: str = ""
     team: str = ""
     device: str = "auto"
-    upload_bytes_per_second: float | None = None
+    overrides: Overrides = field(default_factory=dict)  # of the folder's settings
+    processes: int = 1  # local devices that take part as one peer; 0: as many as there are GPUs
     rounds: int = 0  # contribute to so many, then leave; 0: until the run ends
-    port: int = 0
     private_data: str = ""  # train on these local files instead of the run's data
     private_data_name: str = "private"  # what the records call it
+    home: Path | None = None  # where the identity lies, unless the folder has one of its own
+
+    def identity(self) -> Identity:
+        """The folder's; or the one that this person's runs share, made at the first start."""
+        own = self.folder / IDENTITY_FILE
+        return Identity.load_or_create(own if own.exists() or self.home is None else self.home / IDENTITY_FILE)
 
 
 @dataclass(frozen=True)
@@ -85,11 +98,12 @@ async def joined(ticket: Ticket, options: JoinOptions, on_event: Callable[[str],
         VerificationError: the folder holds another run, or a damaged log.
     """
     choose_hardware(options.device)  # a wrong --device is said before anything is started
-    identity = Identity.load_or_create(options.folder / "identity.key")
+    identity = options.identity()
+    port = owner.load(owner.ensure(options.folder), options.overrides).network.port
     known = Contacts(options.folder / "contacts.json").addresses
     bootstrap = [(ticket.coordinator, ticket.swarm_addresses), *known.items()]
     async with (
-        await HivemindSwarm.create(identity, port=options.port, bootstrap=bootstrap) as swarm,
+        await HivemindSwarm.create(identity, port=port, bootstrap=bootstrap) as swarm,
         assembled(swarm, identity, ticket, options, on_event) as node,
     ):
         yield node
@@ -111,9 +125,11 @@ async def assembled(
         on_event("the coordinator does not answer; joining through peers that this one knew")
     log = await _open_log(link, ticket, folder / "log")
     store = BlobStore(folder / "blobs")
-    exchange = Exchange(swarm, store, upload_bytes_per_second=options.upload_bytes_per_second)
+    steward = Steward(folder, options.overrides, Machine(open_gpu(hardware.uuid)), on_event)
+    await steward.look()
+    exchange = Exchange(swarm, store, admission=lambda peer, blob: _not_at_home(steward))
     manifest = await _fetch_manifest(log, exchange, link.sources)
-    trainer, state = await asyncio.to_thread(_build, log, manifest, hardware.device)
+    trainer, state = await asyncio.to_thread(_build, log, manifest, hardware, options)
     replica = Replica(folder, log, state, exchange, lambda: link.sources)
     contributor = Contributor(folder, identity, replica, trainer)
     contributor.on_event = on_event
@@ -128,18 +144,40 @@ async def assembled(
         sources: list[Source] = [LocationSource(mirror) for mirror in log.spec.data.mirrors]
         sources.append(BlobSource(fetch, store.delete))
         async with ShardReader(manifest, folder / "data", sources, key=order_key(log.spec.run.seed)) as reader:
+
+            def apply(settings: Settings) -> None:
+                exchange.upload.set_rate(settings.network.upload_bytes_per_second)
+                exchange.download.set_rate(settings.network.download_bytes_per_second)
+                reader.cache_bytes = settings.disk.cache_bytes
+
             feed: Feed
             if options.private_data:
                 feed = await _private_feed(options, manifest, reader, identity)
             else:
                 feed = LeasedFeed(reader, log.spec.data.sequence_length, log.spec.train.batch_sequences)
             labels = Labels(options.name, options.team, hardware.description)
-            node = Node(replica, link, contributor, feed, labels, options.rounds)
+            node = Node(replica, link, contributor, feed, labels, options.rounds, steward)
             node.helm.serve()
-            yield node
+            watching = asyncio.create_task(steward.watch(apply, link.changed.beat))
+            watching.add_done_callback(_say_why)
+            try:
+                yield node
+            finally:
+                await cancel(watching)
     finally:
         contributor.close()
+        await asyncio.to_thread(trainer.close)
         replica.close()
+
+
+def _not_at_home(steward: Steward) -> str | None:
+    return "this peer is on a metered link at the moment" if steward.verdict.offline else None
+
+
+def _say_why(watching: asyncio.Task[None]) -> None:
+    """The owner's wishes are not looked after any more: that must not pass in silence."""
+    if not watching.cancelled() and (error := watching.exception()) is not None:
+        logger.error("settings and sensors are not watched any more", exc_info=error)
 
 
 async def _private_feed(
@@ -169,6 +207,18 @@ def report(node: Node) -> Report:
     )
 
 
+def _keep_fit(trainer: Trainer, hardware: Hardware, processes: int, options: JoinOptions) -> None:
+    """Take up the micro-batch that an earlier start measured under the same circumstances, and keep the next one."""
+    limit = owner.load(options.folder / owner.FILE_NAME, options.overrides).device.memory_gb
+    length, batch = trainer.spec.data.sequence_length, trainer.spec.train.batch_sequences
+    key = (
+        f"{hardware.description}, {processes} processes, at most {limit:g} GB, {trainer.precision}, torch"
+        f" {torch.__version__}, {trainer.parameters.count} parameters, {batch} x {length}"
+    )
+    trainer.on_fit = lambda sequences: fit.keep(options.folder, key, sequences)
+    trainer.micro_batch_sequences = trainer.micro_batch_sequences or fit.recall(options.folder, key)
+
+
 async def _open_log(link: Link, ticket: Ticket, folder: Path) -> Log:
     """This node's log of the ticket's run: from its folder, or begun with the genesis record that the swarm has."""
     if any(folder.glob("*.record")):
@@ -183,7 +233,7 @@ async def _open_log(link: Link, ticket: Ticket, folder: Path) -> Log:
     answer = await link.swarm.call(link.sequencer, "records", request.SerializeToString(), timeout_seconds=CALL_SECONDS)
     records = parse(answer, swarm_pb2.RecordsReply).records
     if not records:
-        raise CommonweightsError("the coordinator sent no genesis record; try again in a moment")
+        raise UnreachableError("the coordinator sent no genesis record")
     return Log.start(records[0], folder, ticket.run_id)
 
 
@@ -194,14 +244,17 @@ async def _fetch_manifest(log: Log, exchange: Exchange, sources: list[PeerId]) -
     return Manifest.from_json(exchange.store.read(genesis.manifest_hash), source="the run's data manifest")
 
 
-def _build(log: Log, manifest: Manifest, device: torch.device) -> tuple[Trainer, State]:
+def _build(log: Log, manifest: Manifest, hardware: Hardware, options: JoinOptions) -> tuple[Trainer, State]:
     """The model on its device, and the state before the first round (round -1 if this machine draws other weights)."""
     spec, genesis = log.spec, log.origin.genesis
     task = load_task(spec.model.task)
     model = task.build_model(
         spec, manifest.vocab_size, bos_token_id=manifest.end_of_text, eos_token_id=manifest.end_of_text
     )
-    trainer = Trainer(spec, task, model, device)
+    processes = options.processes or device_count(hardware)
+    team = ranks.start(processes, spec, manifest.vocab_size, manifest.end_of_text, hardware.device)
+    trainer = Trainer(spec, task, model, hardware.device, team)
+    _keep_fit(trainer, hardware, processes, options)
     if trainer.parameters.count != genesis.parameters:
         raise VerificationError(
             f"this version's model has {trainer.parameters.count} parameters, the run's {genesis.parameters}; "

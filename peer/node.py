@@ -21,6 +21,7 @@ from peer.errors import CommonweightsError, Refused, UnreachableError
 from peer.log.chain import Entry
 from peer.log.replica import Diverged, Replica
 from peer.log.terms import Terms
+from peer.manners.steward import Permission, Unrestrained
 from peer.presence import Labels, Tally
 from peer.pulse import Pulse
 from peer.rounds.contacts import Contacts
@@ -31,7 +32,7 @@ from peer.rounds.leader import Leader
 from peer.rounds.link import Link
 from peer.rounds.prefetch import Prefetch
 from peer.rounds.ranges import Ranges
-from peer.rounds.sequencer import TRAINING
+from peer.rounds.sequencer import PAUSED, TRAINING
 from peer.rounds.upkeep import Upkeep
 from peer.rounds.work import Work
 from protos import log_pb2, swarm_pb2
@@ -40,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 FAREWELL_SECONDS = 4.0  # for handing in what there is when told to stop
 RETRY_SECONDS = 2.0
+CATCH_UP_SECONDS = 1.0  # of rest that was longer than it had to be
 
 
 class Node:
@@ -54,6 +56,7 @@ class Node:
         feed: Feed,
         labels: Labels,
         max_rounds: int = 0,
+        permission: Permission | None = None,
     ) -> None:
         self.replica = replica
         self.link = link
@@ -61,6 +64,7 @@ class Node:
         self.feed = feed
         self.labels = labels
         self.max_rounds = max_rounds  # contribute to so many rounds, then leave; 0: until the run ends
+        self.permission: Permission = permission or Unrestrained()  # of the machine's owner
         self.spec = replica.log.spec
         self.tally = Tally()
         self.phase = "syncing"
@@ -74,11 +78,14 @@ class Node:
         self._encoding = False  # a contribution is being made
         self._not_before = 0.0  # loop time; after a refusal, the next attempt waits
         self._undone: list[Entry] | None = []  # given up by the log before the local weights were there; None: they are
+        self._rest_until = 0.0  # loop time; the owner wants the device to rest between steps
+        self._paused_for = ""  # the owner's reason against training
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()  # report now, not at the next heartbeat
         self._handing_in: asyncio.Task[None] | None = None
         self._beside = Background()
         self.upkeep.look = Prefetch(replica, self._beside).look
+        self.upkeep.online = lambda: not self.permission.verdict.offline
 
     # --- the story --------------------------------------------------------------------------------------------------
 
@@ -118,6 +125,12 @@ class Node:
 
     async def _sync(self) -> None:
         """Come to the head: records, then state, then the local weights."""
+        while (verdict := self.permission.verdict).offline:
+            if not self._paused_for:
+                self._paused_for = verdict.reason
+                self.on_event(f"paused: {verdict.reason}")
+            self.phase = PAUSED
+            await self.changed.wait(5.0)
         while not await self._fetch_log_and_state():
             await asyncio.sleep(RETRY_SECONDS)
             await self.helm.find()
@@ -155,14 +168,37 @@ class Node:
         while not self._over:
             if self._time_to_contribute():
                 await self._contribute()
+            elif self.permission.verdict.reason:
+                await self._pause()
+            elif (rest_seconds := self._rest_until - asyncio.get_running_loop().time()) > 0:
+                await self.changed.wait(rest_seconds)  # the round may close meanwhile
             elif self._must_wait():
                 self.phase = "waiting"
                 await self.changed.wait(1.0)
             else:
                 await self._train()
 
+    async def _pause(self) -> None:
+        """Hand in what there is and give the leases back: nobody waits for this peer. It follows the run meanwhile."""
+        reason = self.permission.verdict.reason
+        if reason != self._paused_for:
+            self._paused_for = reason
+            self.on_event(f"paused: {reason}")
+        if self.contributor.backlog.unsent.tokens and self._can_contribute() and self._rested():
+            await self._contribute(early=True)
+        elif not self._encoding:
+            self.phase = PAUSED
+        if self.feed.stock:
+            self.feed.release()
+            self._hurry.set()
+        await self.changed.wait(1.0)
+
     async def _train(self) -> None:
         """One inner step on the next leased positions."""
+        if self._paused_for:
+            self._paused_for = ""
+            self._hurry.set()
+            self.on_event("training goes on")
         self.phase = TRAINING  # or about to: the round should count on this peer
         try:
             batch = await self.feed.batch(self.spec.train.batch_sequences)
@@ -177,6 +213,7 @@ class Node:
         positions, rows = batch
         contributor = self.contributor
         tokens_before = self.replica.log.accounts.tokens + contributor.backlog.tokens
+        started = asyncio.get_running_loop().time()
         result = await contributor.on_device(contributor.trainer.step, rows, tokens_before)
         self.feed.used(positions)
         if result.skipped:
@@ -184,7 +221,10 @@ class Node:
             return  # the positions go back with the next heartbeat
         step = Work(positions, result.tokens, 1, result.loss * result.tokens, result.seconds)
         contributor.backlog = contributor.backlog.train(step)
-        self.tally.add(result.tokens, result.loss, result.seconds)
+        rest_seconds = self.permission.rest_seconds(result.seconds)
+        # From step to step: what else happens in between is part of the rest, and a little too much may be made up for.
+        self._rest_until = max(self._rest_until, started - CATCH_UP_SECONDS) + result.seconds + rest_seconds
+        self.tally.add(result.tokens, result.loss, result.seconds, rest_seconds)
 
     async def _contribute(self, early: bool = False) -> None:
         """Hand in beside training, which goes on as soon as the weights are read."""
@@ -297,7 +337,8 @@ class Node:
 
     async def _heartbeat(self) -> None:
         asked = self.feed.stock
-        wanted = 0 if self._stopping.is_set() else self.feed.wanted(self.tally.tokens_per_second)
+        idle = self._stopping.is_set() or bool(self.permission.verdict.reason)
+        wanted = 0 if idle else self.feed.wanted(self.tally.tokens_per_second)
         reply = await self.link.heartbeat(self.presence(), wanted)
         if reply is None:
             return
@@ -318,7 +359,8 @@ class Node:
             head_round=max(0, self.replica.state.round),
             state_digest=self.replica.digest,
             round=max(0, self.replica.state.round) + 1,
-            tokens=backlog.unsent.tokens,
+            # What it cannot hand in now, nobody should wait for.
+            tokens=0 if self.permission.verdict.offline else backlog.unsent.tokens,
             inner_steps=backlog.unsent.inner_steps,
             loss=self.tally.loss,
             tokens_per_second=self.tally.tokens_per_second,
@@ -361,6 +403,7 @@ class Node:
         """The open round is the one after this node's state, and nothing was handed in to it yet."""
         return (
             not self._encoding
+            and not self.permission.verdict.offline
             and self.contributor.backlog.submitted is None
             and self.replica.state.round == self.replica.log.head.round
             and self.replica.log.head.hash == self.link.view.head_hash
@@ -369,8 +412,11 @@ class Node:
 
     def _time_to_contribute(self) -> bool:
         due = self.link.view.closing or self._at_cap()
-        rested = asyncio.get_running_loop().time() >= self._not_before
-        return due and rested and self.contributor.backlog.unsent.tokens > 0 and self._can_contribute()
+        return due and self._rested() and self.contributor.backlog.unsent.tokens > 0 and self._can_contribute()
+
+    def _rested(self) -> bool:
+        """Some time has passed since the last refusal."""
+        return asyncio.get_running_loop().time() >= self._not_before
 
     def _at_cap(self) -> bool:
         return 0 < self.spec.round.inner_steps <= self.contributor.backlog.unsent.inner_steps

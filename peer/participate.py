@@ -1,70 +1,122 @@
-"""`commonweights join`: a node, the terminal view of it, and the signals that end it."""
+"""`commonweights join`: a node, the terminal view of it, and the signals that end it. Network trouble ends nothing."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import torch
+
+from peer.errors import UnreachableError
 from peer.join import JoinOptions, Report, joined, report
+from peer.manners import settings as owner
+from peer.manners.orders import only_peer
+from peer.manners.settings import Settings
+from peer.metrics import exposed
 from peer.node import Node
 from peer.runner import Stop
 from peer.terminal.console import Console
-from peer.terminal.views import JoinView, PeerView
+from peer.terminal.pace import Pace
+from peer.terminal.quantities import count
 from peer.ticket import Ticket
+from peer.training.hardware import choose_hardware, choose_threads, device_count, limit_memory
+from peer.view import join_view, round_figures
+
+logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.5
+FIRST_PAUSE_SECONDS = 2.0  # after a failed attempt to join; then twice as long each time, up to
+MAX_PAUSE_SECONDS = 60.0
 
 
 async def participate(ticket: Ticket, options: JoinOptions, stop: Stop, console: Console) -> Report:
     """Take part until the run, the rounds or the person's patience are over."""
     # More threads than a small machine has by default: one may be busy with a slow disk.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(8, thread_name_prefix="worker"))
-    async with joined(ticket, options, console.event) as node:
-        stop.on_request = node.stop
-        watching = asyncio.create_task(_watch(node, console))
-        try:
-            await node.run()
-        finally:
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
-        console.show(join_view(node))
-        return report(node)
+
+    def say(text: str) -> None:
+        logger.info("%s", text)
+        console.event(text)
+
+    async def attempt() -> Report:
+        async with joined(ticket, options, say) as node:
+            stop.on_request = node.stop
+            try:
+                async with _shown(node, console):
+                    await node.run()
+            finally:
+                stop.on_request = None
+            return report(node)
+
+    with only_peer(options.folder), exposed(settle_in(options).metrics.port, lambda: console.join_view):
+        say(f"looking for the swarm at {', '.join(ticket.swarm_addresses) or 'no address'}")
+        return await persistently(attempt, say)
 
 
-async def _watch(node: Node, console: Console) -> None:
+def settle_in(options: JoinOptions) -> Settings:
+    """Do what of the owner's settings cannot be changed later.
+
+    Raises:
+        ConfigError: the settings file.
+        UsageError: the device.
+    """
+    settings = owner.load(owner.ensure(options.folder), options.overrides)
+    device = settings.device
+    hardware = choose_hardware(options.device)  # a wrong --device is said before anything is started
+    torch.set_num_threads(device.threads or choose_threads(options.processes or device_count(hardware)))
+    if device.memory_bytes:
+        limit_memory(hardware, device.memory_bytes)
+    with contextlib.suppress(OSError):
+        os.nice(max(0, device.nice - os.nice(0)))  # counted from what the system gave; lower again takes root
+    return settings
+
+
+async def persistently(attempt: Callable[[], Awaitable[Report]], say: Callable[[str], None]) -> Report:
+    """`attempt`, again and again while nobody can be reached, more and more rarely. Says why, and what to do."""
+    pause = FIRST_PAUSE_SECONDS
     while True:
-        console.show(join_view(node))
-        await asyncio.sleep(LOOK_SECONDS)
+        started = time.monotonic()
+        try:
+            return await attempt()
+        except UnreachableError as error:
+            if time.monotonic() - started > 2 * MAX_PAUSE_SECONDS:  # it went well for a while
+                pause = FIRST_PAUSE_SECONDS
+            say(f"{error}; trying again in {pause:.0f} s (`commonweights doctor` tells more)")
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, MAX_PAUSE_SECONDS)
 
 
-def join_view(node: Node) -> JoinView:
-    log, view, tally = node.replica.log, node.link.view, node.tally
-    run, exchange = log.spec.run, node.replica.exchange
-    state = node.phase if node.link.reachable else "the coordinator does not answer; training goes on"
-    return JoinView(
-        run_name=run.name,
-        peer=PeerView(
-            name=node.labels.name or node.contributor.identity.peer_id.short,
-            phase=node.phase,
-            round_tokens=node.contributor.backlog.tokens,
-            tokens_per_second=tally.tokens_per_second or None,
-            credit_tokens=log.accounts.credit.get(node.contributor.identity.peer_id.public_key, 0),
-            loss=tally.loss or None,
-            bytes_sent=exchange.bytes_sent,
-            bytes_received=exchange.bytes_received,
-        ),
-        state=f"{state}; {view.state_words}" if view.state_words else state,
-        device=node.labels.hardware,
-        round=max(0, node.replica.state.round - log.head.record.final),
-        target_rounds=run.rounds,
-        tokens=tally.tokens,
-        rounds_contributed=node.contributor.merged_rounds,
-        swarm_tokens=log.accounts.tokens,
-        target_tokens=run.tokens,
-        round_tokens=view.round_tokens,
-        round_target_tokens=log.spec.round.target_tokens,
-        swarm_tokens_per_second=view.tokens_per_second or None,
-        swarm_peers=view.peers or None,
-        loss=log.accounts.loss,
-        losses=log.accounts.losses,
-    )
+@contextlib.asynccontextmanager
+async def _shown(node: Node, console: Console) -> AsyncIterator[None]:
+    """The live view, and a line per round in the log file."""
+    pace = Pace()
+    logged_round, credited = -1, join_view(node, pace).peer.credit_tokens
+
+    def show() -> None:
+        nonlocal logged_round, credited
+        view = join_view(node, pace)
+        if view.peer.credit_tokens > credited:
+            console.note(f"your work is in the log: {count(view.peer.credit_tokens - credited)} tokens more of credit")
+        credited = view.peer.credit_tokens
+        console.show(view)
+        if view.round != logged_round:
+            logged_round = view.round
+            logger.info("round %d", view.round, extra={"figures": round_figures(view)})
+
+    async def watch() -> None:
+        while True:
+            show()
+            await asyncio.sleep(LOOK_SECONDS)
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+        show()
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)

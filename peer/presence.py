@@ -25,9 +25,10 @@ class Tally:
     loss: float = 0.0
     tokens_per_second: float = 0.0  # of the last steps, smoothed
 
-    def add(self, tokens: int, loss: float, seconds: float) -> None:
+    def add(self, tokens: int, loss: float, seconds: float, rest_seconds: float = 0.0) -> None:
+        """One step; the rest after it belongs to this peer's speed, not to its work."""
         self.tokens += tokens
         self.compute_seconds += seconds
         self.loss = loss
-        speed = tokens / seconds if seconds > 0 else 0.0
+        speed = tokens / (seconds + rest_seconds) if seconds > 0 else 0.0
         self.tokens_per_second = speed if not self.tokens_per_second else 0.8 * self.tokens_per_second + 0.2 * speed

@@ -138,6 +138,13 @@ def records(folder: Path) -> int:
     return max(0, len(list((folder / "log").glob("*.record"))) - 1)
 
 
+def journal(folder: Path) -> list[dict[str, Any]]:
+    """The log file of the peer in `folder`; a line that is being written is left out."""
+    path = folder / "peer.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

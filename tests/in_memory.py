@@ -16,6 +16,7 @@ from coordinator.rebuild import rebuild
 from coordinator.serve import Coordinator, ServeOptions, leading, open_run
 from peer.identity import Identity, PeerId
 from peer.join import JoinOptions, assembled
+from peer.manners.settings import ALWAYS
 from peer.node import Node
 from peer.swarm.memory import MemoryNetwork
 from peer.ticket import Ticket
@@ -142,7 +143,7 @@ class Swarm:
     async def joined(self, name: str, **changes: Any) -> AsyncIterator[Node]:
         folder = self.folder / name
         identity = Identity.load_or_create(folder / "identity.key")
-        options = JoinOptions(folder, name=name, device="cpu", **changes)
+        options = JoinOptions(folder, name=name, device="cpu", **{"overrides": ALWAYS, **changes})
 
         def said(text: str) -> None:
             self.events.append(f"{name}: {text}")

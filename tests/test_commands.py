@@ -13,6 +13,7 @@ import pytest
 from tests.commands import (
     coordinator,
     free_port,
+    journal,
     processes_with,
     records,
     run,
@@ -193,10 +194,8 @@ def test_mistakes_in_a_config_name_the_key(tmp_path: Path) -> None:
     assert command.code == 2 and "no such config file" in command.err
 
 
-def test_an_unreachable_coordinator_is_said_in_one_line(finished_ticket: str, tmp_path: Path) -> None:
-    """join and status both say where nobody answers, within a minute."""
-    joining = run("join", finished_ticket, "--dir", tmp_path / "peer", seconds=60)
-    assert joining.code == 1 and "answers" in joining.err and "Traceback" not in joining.err, joining.err
+def test_an_unreachable_coordinator_is_said_in_one_line(finished_ticket: str) -> None:
+    """status says where nobody answers, within a minute."""
     asking = run("status", finished_ticket, seconds=60)
     assert asking.code == 1 and "does not answer" in asking.err and "Traceback" not in asking.err, asking.err
 
@@ -242,6 +241,28 @@ def test_a_full_disk_is_said_in_one_line(tmp_path: Path) -> None:
         assert not processes_with(str(small))
     finally:
         subprocess.run(["umount", "-l", small], check=True)
+
+
+def test_a_peer_waits_for_its_coordinator(tmp_path: Path) -> None:
+    """join before the coordinator is up: it says that it tries again, without a traceback, and contributes when the
+    coordinator is there. A second peer in its folder is refused and told which process has it."""
+    config = tiny_config(tmp_path, rounds=0)
+    ports = ("--grpc-port", free_port(), "--swarm-port", free_port())
+    serve = ("serve", config, "--dir", tmp_path / "run", "--host", "127.0.0.1", *ports)
+    with running(*serve, program="coordinator.cli") as first:
+        until((tmp_path / "run" / "ticket.txt").is_file, "the ticket is written")
+        first.interrupt()
+    with running("join", tmp_path / "run" / "ticket.txt", "--dir", tmp_path / "peer", "--json") as peer:
+        until(lambda: any("trying again in" in line["message"] for line in journal(tmp_path / "peer")), "it says so")
+        second = run("join", tmp_path / "run" / "ticket.txt", "--dir", tmp_path / "peer")
+        assert second.code == 2 and f"process {peer.process.pid}" in second.err, second.err
+        with running(*serve, program="coordinator.cli") as again:
+            until(lambda: records(tmp_path / "run") >= 2, "two rounds")
+            peer.interrupt()
+            again.interrupt()
+    assert peer.code == 0 and "Traceback" not in peer.err and peer.json["rounds_contributed"] >= 1, peer.err
+    rounds = [line for line in journal(tmp_path / "peer") if "round" in line]
+    assert rounds[-1]["rounds_contributed"] >= 1 and rounds[-1]["loss"] > 0
 
 
 def test_a_killed_coordinator_comes_back_and_its_peers_go_on(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from configs.schema import RunSpec
 from peer.errors import CommonweightsError, ConfigError
+from peer.training import fit
 from peer.training.tasks import load_task
 from peer.training.trainer import FlatParameters, Trainer, _recompute_activations
 from tests.small_models import END_OF_TEXT, LLAMA, VOCAB_SIZE, small_model, small_spec, small_trainer, text_rows
@@ -224,6 +225,23 @@ def test_micro_batch_is_measured_within_memory() -> None:
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
 
 
+def test_what_fits_is_kept_for_the_next_start(tmp_path: Path) -> None:
+    """The micro-batch that was measured, and the smaller one after running out of memory in a step, are told to whoever
+    keeps them; under other circumstances nothing is recalled."""
+    trainer = small_trainer()
+    trainer.on_fit = lambda sequences: fit.keep(tmp_path, "this GPU", sequences)
+    trainer.micro_batch_sequences = 0
+    wrap_loss(trainer, SmallMemory(trainer, 4))
+    trainer.step(text_rows(8), 0)
+    kept = fit.recall(tmp_path, "this GPU")
+    assert 1 <= kept == trainer.micro_batch_sequences <= 4
+    trainer.micro_batch_sequences = 4
+    wrap_loss(trainer, SmallMemory(trainer, 2))
+    trainer.step(text_rows(8), 0)
+    assert fit.recall(tmp_path, "this GPU") == 2
+    assert fit.recall(tmp_path, "another GPU") == fit.recall(tmp_path / "none", "this GPU") == 0
+
+
 def test_measuring_starts_from_a_full_batch() -> None:
     """A first batch that is a small rest does not decide the micro-batch of all later ones."""
     trainer = small_trainer()
@@ -385,7 +403,7 @@ def test_optimizer_state_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.Monk
 def scaled_trainer(scale: float) -> Trainer:
     """Loss scaling as on a GPU in fp16, with the CPU's fp32 arithmetic."""
     trainer = small_trainer()
-    accelerator = trainer._accelerator
+    accelerator = trainer.accelerator
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     accelerator.native_amp, accelerator.state._mixed_precision = True, "fp16"
     return trainer
@@ -406,7 +424,7 @@ def test_overflow_lowers_the_loss_scale(tmp_path: Path) -> None:
     before = trainer.parameters.read()
     assert trainer.step(text_rows(8), 0).skipped
     assert torch.equal(trainer.parameters.read(), before)
-    assert trainer._accelerator.scaler.get_scale() == 2.0**125
+    assert trainer.accelerator.scaler.get_scale() == 2.0**125
     for _ in range(20):
         if not (result := trainer.step(text_rows(8), 0)).skipped:
             break
@@ -415,7 +433,7 @@ def test_overflow_lowers_the_loss_scale(tmp_path: Path) -> None:
     other = scaled_trainer(2.0**16)
     assert other.load_optimizer(tmp_path / "adamw.safetensors")
     train(other, 1)
-    assert other._accelerator.scaler.get_scale() == trainer._accelerator.scaler.get_scale()
+    assert other.accelerator.scaler.get_scale() == trainer.accelerator.scaler.get_scale()
 
 
 # Several trainers, evaluation, samples

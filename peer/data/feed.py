@@ -31,6 +31,9 @@ class Feed(Protocol):
     def used(self, positions: Ranges) -> None:
         """A batch was trained on (or skipped): it does not come again."""
 
+    def release(self) -> None:
+        """Give back what is in stock: there will be no training for a while."""
+
     def wanted(self, tokens_per_second: float) -> int:
         """How many more sequences should be leased."""
 
@@ -57,6 +60,9 @@ class LeasedFeed:
 
     def used(self, positions: Ranges) -> None:
         self.stock -= positions
+
+    def release(self) -> None:
+        self.stock = Ranges()
 
     def wanted(self, tokens_per_second: float) -> int:
         """So many more that the stock lasts for the next `LEASE_HORIZON_SECONDS`."""
@@ -85,6 +91,9 @@ class PrivateFeed:
         return Ranges(), rows
 
     def used(self, positions: Ranges) -> None:
+        pass
+
+    def release(self) -> None:
         pass
 
     def wanted(self, tokens_per_second: float) -> int:

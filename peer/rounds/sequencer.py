@@ -66,8 +66,8 @@ LEASED_BATCHES = 16  # or so many batches, if that is more
 GAP_LEASES = 4  # so many peers' largest leases are left open when somebody takes over who may not be alone
 MISSES_ALLOWED = 2  # closed rounds in a row that a peer may have tokens for and not hand them in; then nobody waits
 HEADER_BYTES = 2 << 20  # of all contributions to a round together: they must fit into its record
-TRAINING = "training"
-BYSTANDING = frozenset({"syncing", "leaving", "paused"})  # phases of peers that will not contribute to the open round
+TRAINING, PAUSED = "training", "paused"
+BYSTANDING = frozenset({"syncing", "leaving", PAUSED})  # phases of peers that will not contribute to the open round
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ class Upkeep:
         self.host = host
         self.on_event = on_event
         self.look: Callable[[swarm_pb2.WatchReply], None] = lambda view: None  # at a view, when in step with it
+        self.online: Callable[[], bool] = lambda: True  # whether the network may be used: payloads are large
         self.on_proof: Callable[[log_pb2.Equivocation], None] = lambda proof: None
         self._at_odds: float | None = None  # loop time since when the leader has had a chain that is not better
         self._stuck = False  # the newest records cannot be applied: nobody within reach has their payloads
@@ -67,6 +68,9 @@ class Upkeep:
         """Follow the log until cancelled."""
         while True:
             view = self.link.view
+            if not self.online():
+                await self.link.changed.wait(LOOK_SECONDS)
+                continue
             try:
                 await self._follow(view)
                 await self.bring_up()

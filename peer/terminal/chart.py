@@ -14,6 +14,7 @@ from rich.text import Text
 from peer.terminal.views import Curve
 
 _ABSURD = 1e9
+_BARS = "▁▂▃▄▅▆▇█"
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # by row, column; U+2800 is the empty cell
 
 
@@ -58,6 +59,16 @@ def draw(lines: Sequence[Line], width: int, height: int, *, braille: bool = True
     axis = left + " " * gap + right if gap > 0 and last > first else left
     result.append(Text(" " * (margin + 2) + axis[:columns], style="dim"))
     return result
+
+
+def sparkline(points: Curve, most: int) -> str:
+    """The last `most` values as one row of bars, the lowest and the highest filling the height."""
+    values = [y for _, y in points if abs(y) < _ABSURD][-most:]
+    if len(values) < 2:
+        return ""
+    low, high = min(values), max(values)
+    top = len(_BARS) - 1
+    return "".join(_BARS[round((value - low) / (high - low) * top) if high > low else 0] for value in values)
 
 
 class _Canvas:

@@ -61,6 +61,11 @@ class Console:
             self._shown_round = view.round
             self._line(screens.round_line(view) if isinstance(view, SwarmView) else screens.join_line(view))
 
+    @property
+    def join_view(self) -> JoinView | None:
+        """What was shown last, by a peer."""
+        return self._view if isinstance(self._view, JoinView) else None
+
     def event(self, text: str, *, warning: bool = False) -> None:
         """Something worth a line: it scrolls below the table, or is printed where there is no screen."""
         self._events.append(screens.Event(time.time(), text, "yellow" if warning else ""))
@@ -68,6 +73,11 @@ class Console:
             self._redraw()
         else:
             self._line(("warning: " if warning else "") + text)
+
+    def note(self, text: str) -> None:
+        """An event for the screen only: where there is none, the lines of the rounds say it already."""
+        if self._is_live:
+            self.event(text)
 
     def summary(self, result: Summary) -> None:
         """Replace the live screen by the final one."""

@@ -23,6 +23,14 @@ def size(value_bytes: float) -> str:
     return _scaled(value_bytes, (" kB", " MB", " GB", " TB", " PB"))
 
 
+def link_rate(bytes_per_second: float) -> str:
+    """As links are sold: 250000 -> '2.0 Mbit/s'."""
+    if not math.isfinite(bytes_per_second):
+        return "?"
+    megabits = bytes_per_second * 8 / 1e6
+    return f"{megabits:.1f} Mbit/s" if megabits < 99.95 else f"{megabits:,.0f} Mbit/s"
+
+
 def duration(seconds: float) -> str:
     """75 -> '1:15'; 3.21 -> '3.2 s'; 100000 -> '1 d 3 h'."""
     if not math.isfinite(seconds) or seconds < 0:

@@ -14,13 +14,14 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from peer.terminal import chart
-from peer.terminal.quantities import clean, count, duration, loss, size
+from peer.terminal.quantities import clean, count, duration, link_rate, loss, size
 from peer.terminal.views import Curve, JoinView, PeerView, Summary, SwarmView
 
 SILENT_SECONDS = 5.0  # a peer not heard of for so long is marked
 
 _LABEL = 12  # columns before a fact
 _PATH = 4096  # characters that a path may have
+_SPARKS = 24  # rounds in a sparkline
 
 _TRAIN, _HELD_OUT = "cyan", "magenta"
 
@@ -46,8 +47,8 @@ def swarm(view: SwarmView, events: Sequence[Event], width: int, height: int, *, 
     """The coordinator's screen."""
     lines = [
         _title(view.run_name, _rounds(view.round, view.target_rounds), width),
-        _bar("run", view.tokens, view.target_tokens, width, _left(view.eta_seconds), braille=braille),
-        _bar("round", view.round_tokens, view.round_target_tokens, width, braille=braille),
+        _run_bar(view, view.tokens, width, braille=braille),
+        _round_bar(view.round_tokens, view.round_target_tokens, width, braille=braille),
         _figures(
             (_rate(view.tokens_per_second), ""),
             ("loss " + loss(view.loss), _TRAIN),
@@ -76,6 +77,8 @@ def join(view: JoinView, events: Sequence[Event], width: int, height: int, *, br
         ),
         _figures(
             ("link", "dim"),
+            ("" if view.up_bytes_per_second is None else f"up {link_rate(view.up_bytes_per_second)}", ""),
+            ("" if view.down_bytes_per_second is None else f"down {link_rate(view.down_bytes_per_second)}", ""),
             (f"sent {size(me.bytes_sent or 0)}", ""),
             (f"received {size(me.bytes_received or 0)}", ""),
             (clean(view.device), "dim"),
@@ -85,9 +88,10 @@ def join(view: JoinView, events: Sequence[Event], width: int, height: int, *, br
             (_rate(view.swarm_tokens_per_second), ""),
             (swarm_peers, ""),
             ("loss " + loss(view.loss), _TRAIN),
+            (chart.sparkline(view.losses, _SPARKS) if braille else "", _TRAIN),
         ),
-        _bar("run", view.swarm_tokens, view.target_tokens, width, _left(view.eta_seconds), braille=braille),
-        _bar("round", view.round_tokens, view.round_target_tokens, width, braille=braille),
+        _run_bar(view, view.swarm_tokens, width, braille=braille),
+        _round_bar(view.round_tokens, view.round_target_tokens, width, braille=braille),
     ]
     return _compose(lines, view.losses, (), (), events, width, height, braille=braille)
 
@@ -250,16 +254,29 @@ def _title(name: str, right: str, width: int) -> Text:
     return left.append(" " * max(width - left.cell_len - cell_len(right), 1)).append(right, style="not dim bold")
 
 
-def _bar(label: str, value: int, target: int, width: int, after: str = "", *, braille: bool) -> Text:
+def _run_bar(view: SwarmView | JoinView, tokens: int, width: int, *, braille: bool) -> Text:
+    """By tokens; by rounds in a run that ends after so many rounds only."""
+    share = tokens / view.target_tokens if view.target_tokens else None
+    if share is None and view.target_rounds:
+        share = view.round / view.target_rounds
+    return _bar("run", _of(tokens, view.target_tokens), share, width, _left(view.eta_seconds), braille=braille)
+
+
+def _round_bar(tokens: int, target: int, width: int, *, braille: bool) -> Text:
+    return _bar("round", _of(tokens, target), tokens / target if target else None, width, braille=braille)
+
+
+def _bar(label: str, tokens: str, done: float | None, width: int, after: str = "", *, braille: bool) -> Text:
+    """`done`: a share; None where there is no end to it."""
     line = Text(f"{label:<6}", style="dim")
-    share = min(value / target, 1.0) if target else 0.0
-    words = f"{_of(value, target)} tokens" + (f"  {int(share * 100)} %" if target and width >= 60 else "")
+    share = min(done or 0.0, 1.0)
+    words = f"{tokens} tokens" + (f"  {int(share * 100)} %" if done is not None and width >= 60 else "")
     words += f"  {after}" if after else ""
     length = min(width - 6 - 2 - cell_len(words), 48)
-    if target and length >= 6:
+    if done is not None and length >= 6:
         full = int(share * length)
-        done, rest = ("━", "─") if braille else ("#", ".")
-        line.append(done * full, style="not dim green").append(rest * (length - full), style="dim").append("  ")
+        bar, rest = ("━", "─") if braille else ("#", ".")
+        line.append(bar * full, style="not dim green").append(rest * (length - full), style="dim").append("  ")
     return line.append(words, style="not dim")
 
 

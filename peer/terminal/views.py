@@ -69,6 +69,9 @@ class JoinView:
     eta_seconds: float | None = None
     loss: float | None = None  # of the last finished round
     losses: Curve = ()
+    up_bytes_per_second: float | None = None  # over the last seconds
+    down_bytes_per_second: float | None = None
+    compute_seconds: float = 0.0  # spent in steps since it started now
 
 
 @dataclass(frozen=True)

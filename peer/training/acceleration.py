@@ -33,7 +33,7 @@ def accelerated(
     device: torch.device,
     precision: Precision,
 ) -> tuple[Accelerator, torch.nn.Module, torch.optim.Optimizer]:
-    """An Accelerator for one module; the module wrapped for autocast (and for several processes); its optimizer.
+    """An Accelerator for one module; the module wrapped for autocast; its optimizer.
 
     The module is placed on `device`; under a launcher on the device that the launcher gave this process. The optimizer
     is made afterwards, and is returned bare: `accelerator.scaler`, when there is one, has to step it.
@@ -47,7 +47,10 @@ def accelerated(
             device_placement=False, mixed_precision=_MIXED_PRECISION[precision], cpu=device.type == "cpu"
         )
         module.to(accelerator.device if launched_in_parallel() else device)
-        wrapped: torch.nn.Module = accelerator.prepare_model(module, device_placement=False)
+        # Several processes add up whole gradients themselves (ranks.py): no DistributedDataParallel around the model.
+        wrapped: torch.nn.Module = accelerator.prepare_model(
+            module, device_placement=False, evaluation_mode=launched_in_parallel()
+        )
         optimizer = make_optimizer()
         # Prepared so that clipping knows whose gradients are scaled. The wrapper itself is left out of the loop: all it
         # does for us is to call the loss scaler, and it searches the disk for an optional package in every step.

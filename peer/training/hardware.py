@@ -25,6 +25,7 @@ class Hardware:
     device: torch.device
     description: str  # for people: "NVIDIA GeForce RTX 3090, 24 GB" or "CPU, 8 cores"
     memory_bytes: int  # of the device; on CPU and Apple GPUs the machine's memory
+    uuid: str | None = None  # of an NVIDIA GPU
 
 
 def choose_hardware(name: str = "auto") -> Hardware:
@@ -64,7 +65,23 @@ def _cuda(name: str, index: int) -> Hardware:
         torch.device("cuda", index),
         f"{properties.name}, {_gigabytes(properties.total_memory)}",
         properties.total_memory,
+        str(uuid) if (uuid := getattr(properties, "uuid", None)) else None,  # ROCm and old builds have none
     )
+
+
+def device_count(hardware: Hardware) -> int:
+    """How many devices of its kind this machine has."""
+    return torch.cuda.device_count() if hardware.device.type == "cuda" else 1
+
+
+def limit_memory(hardware: Hardware, memory_bytes: int) -> None:
+    """Let this process take no more of a GPU's memory; what does not fit then is out of memory, and is dealt with as
+    that. A CPU's memory is not limited."""
+    share = min(1.0, memory_bytes / hardware.memory_bytes)
+    if hardware.device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(share, hardware.device)
+    elif hardware.device.type == "mps":
+        torch.mps.set_per_process_memory_fraction(share)
 
 
 def choose_precision(wanted: str, device: torch.device) -> Precision:

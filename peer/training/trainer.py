@@ -25,9 +25,10 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from configs.schema import RunSpec
 from peer.errors import CommonweightsError
-from peer.training.acceleration import accelerated, launched_in_parallel
+from peer.training.acceleration import accelerated
 from peer.training.hardware import choose_precision
 from peer.training.inner_optimizer import allocate_state, build_optimizer, forget_direction, load_state, save_state
+from peer.training.ranks import Alone, Team
 from peer.training.schedule import learning_rate
 from peer.training.tasks import Task
 
@@ -59,7 +60,8 @@ class FlatParameters:
     attached.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, on_write: Callable[[], None] = lambda: None) -> None:
+        self._on_write = on_write
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.count = sum(parameter.numel() for parameter in self._parameters)
 
@@ -75,6 +77,7 @@ class FlatParameters:
     def write(self, vector: torch.Tensor) -> None:
         """Set the weights from fp32 [count]."""
         self._check(vector)
+        self._on_write()
         with torch.no_grad():
             for parameter, part in self._parts(vector):
                 parameter.copy_(part)
@@ -110,20 +113,24 @@ class Trainer:
     so a trainer that only evaluates costs no more than the model.
     """
 
-    def __init__(self, spec: RunSpec, task: Task, model: torch.nn.Module, device: torch.device) -> None:
+    def __init__(
+        self, spec: RunSpec, task: Task, model: torch.nn.Module, device: torch.device, team: Team | None = None
+    ) -> None:
+        self._team: Team = team or Alone()
         self.spec = spec
         self.task = task
         self.model = model
         self.precision = choose_precision(spec.train.precision, device)
         with _too_large(model, device):
-            self._accelerator, self._loss, self._optimizer = accelerated(
+            self.accelerator, self._loss, self._optimizer = accelerated(
                 _Loss(task, model), lambda: build_optimizer(model, spec.train), device, self.precision
             )
         self.device = next(model.parameters()).device
-        self.parameters = FlatParameters(model)
-        self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.parameters = FlatParameters(model, lambda: self._team.touched("weights"))
+        self.trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._has_dropout = _has_dropout(model)
         self.micro_batch_sequences = self._initial_micro_batch()  # 0: to be measured
+        self.on_fit: Callable[[int], None] = lambda sequences: None  # told of a micro-batch that was found to fit
         self.skipped_steps = 0
         self._recomputes = False  # gradient checkpointing
         self._loss.train()
@@ -145,11 +152,14 @@ class Trainer:
             group["lr"] = rate
         with _too_large(self.model, self.device):
             allocate_state(self._optimizer)
+        share = self._team.share(self, rows, tokens_before)
         if self.micro_batch_sequences == 0:
             self.micro_batch_sequences = self._measure_micro_batch(rows)
-        with self._reproducible_dropout(tokens_before):
-            mean_loss = self._within_memory(lambda: self._accumulate_gradient(rows))
-        raw_norm = self._accelerator.clip_grad_norm_(self._trainable, self.spec.train.clip_norm)
+            self.on_fit(self.micro_batch_sequences)
+        with self._reproducible_dropout(tokens_before + self._team.rank):
+            own_loss = self._within_memory(lambda: self._accumulate_gradient(share, len(rows)))
+        mean_loss = self._team.add_up(self, own_loss)
+        raw_norm = self.accelerator.clip_grad_norm_(self.trainable, self.spec.train.clip_norm)
         loss, norm = torch.stack([mean_loss, raw_norm.to(mean_loss)]).tolist()  # the only wait for the device
         skipped = not (math.isfinite(loss) and math.isfinite(norm))
         if skipped:
@@ -185,32 +195,43 @@ class Trainer:
 
     def forget_direction(self) -> None:
         """AdamW's first moment starts anew: the weights were moved by others, and it points elsewhere now."""
+        self._team.touched("direction")
         forget_direction(self._optimizer)
+
+    def optimizer_states(self) -> list[dict[str, torch.Tensor]]:
+        """AdamW's tensors, by parameter."""
+        return [self._optimizer.state[parameter] for parameter in self.trainable]
+
+    def close(self) -> None:
+        """End the processes of a team."""
+        self._team.close()
 
     def save_optimizer(self, path: Path) -> None:
         """Keep AdamW's moments (and the loss scale) in a safetensors file."""
-        scaler = self._accelerator.scaler
+        scaler = self.accelerator.scaler
         save_state(path, self.model, self._optimizer, {"loss_scale": scaler.get_scale()} if scaler else {})
 
     def load_optimizer(self, path: Path) -> bool:
         """Take up what `save_optimizer` kept. False, and a fresh state, when the file is missing or does not fit."""
+        self._team.touched("state")
         extra = load_state(path, self.model, self._optimizer)
-        scaler = self._accelerator.scaler
+        scaler = self.accelerator.scaler
         if extra is not None and scaler is not None and extra.get("loss_scale", 0.0) > 0.0:
             scaler.load_state_dict({**scaler.state_dict(), "scale": extra["loss_scale"]})
         return extra is not None
 
-    def _accumulate_gradient(self, rows: torch.Tensor) -> torch.Tensor:
-        """Leaves the gradient of the rows' mean loss in the parameters; returns that loss."""
+    def _accumulate_gradient(self, rows: torch.Tensor, of_rows: int) -> torch.Tensor:
+        """Leaves in the parameters what these rows contribute to the gradient of the mean loss of `of_rows`; returns
+        what they contribute to that loss."""
         mean = torch.zeros((), device=self.device)
         for piece in self._pieces(rows):
-            loss = self._loss(piece) * (len(piece) / len(rows))
-            self._accelerator.backward(loss)
+            loss = self._loss(piece) * (len(piece) / of_rows)
+            self.accelerator.backward(loss)
             mean += loss.detach()
         return mean
 
     def _update(self, skipped: bool) -> None:
-        scaler = self._accelerator.scaler
+        scaler = self.accelerator.scaler
         if scaler is not None:  # it has seen the overflow itself, and answers with a smaller scale instead of a step
             scaler.step(self._optimizer)
             scaler.update()
@@ -223,6 +244,8 @@ class Trainer:
 
     def _pieces(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Micro-batches of nearly equal size, so that none is a small remainder."""
+        if not len(rows):  # a small batch shared among many
+            return ()
         limit = self.micro_batch_sequences or len(rows)
         return torch.tensor_split(rows, math.ceil(len(rows) / limit))
 
@@ -254,11 +277,10 @@ class Trainer:
         while True:
             self.micro_batch_sequences = size
             try:
-                float(
-                    self._accumulate_gradient(rows[:size])
-                )  # the first of a shape also plans kernels and takes memory
+                # The first of a shape also plans kernels and takes memory.
+                float(self._accumulate_gradient(rows[:size], size))
                 started = time.perf_counter()
-                float(self._accumulate_gradient(rows[:size]))
+                float(self._accumulate_gradient(rows[:size], size))
                 speed = size / (time.perf_counter() - started)
             except Exception as error:
                 if not _is_out_of_memory(error):
@@ -280,9 +302,7 @@ class Trainer:
             try:
                 return work()
             except Exception as error:
-                # In several processes the others already wait for this one's gradients: repeating would hang all of
-                # them.
-                if not _is_out_of_memory(error) or launched_in_parallel():
+                if not _is_out_of_memory(error):
                     raise
             # Here, and not in the handler: the error's traceback kept the failed pass's tensors alive.
             self._shrink()
@@ -291,6 +311,7 @@ class Trainer:
         self._release_memory()
         if self.micro_batch_sequences != 1:
             self.micro_batch_sequences = max(1, (self.micro_batch_sequences or self.spec.train.batch_sequences) // 2)
+            self.on_fit(self.micro_batch_sequences)
             logger.warning(
                 "out of memory on %s: going on with micro-batches of %d", self.device, self.micro_batch_sequences
             )

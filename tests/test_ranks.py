@@ -1,0 +1,119 @@
+"""Several local processes as one peer, over accelerate and gloo."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from tests.commands import free_port, journal, processes_with, records, run, running, tiny_config, until
+
+pytestmark = [pytest.mark.timeout(300)]
+
+# In a process of its own, because a launcher's variables hold for a whole process.
+TRAIN = """
+import sys, torch
+from peer.training import ranks
+from peer.training.tasks import load_task
+from peer.training.trainer import Trainer
+from tests.small_models import END_OF_TEXT, VOCAB_SIZE, small_model, small_spec, text_rows
+torch.set_num_threads(1)
+spec = small_spec()
+team = ranks.start(int(sys.argv[1]), spec, VOCAB_SIZE, END_OF_TEXT, torch.device("cpu"))
+trainer = Trainer(spec, load_task(spec.model.task), small_model(spec), torch.device("cpu"), team)
+for step in range(6):
+    if step == 2:
+        trainer.parameters.write(trainer.parameters.read().mul_(0.9))
+        trainer.forget_direction()
+    result = trainer.step(text_rows(7 if step else 1, offset=step), 0)
+    print("step", result.loss, result.tokens, flush=True)
+    if step == 3 and len(sys.argv) > 3:
+        team._processes[0].kill()
+        team._processes[0].wait()
+import safetensors.torch
+safetensors.torch.save_file({"theta": trainer.parameters.read()}, sys.argv[2])
+trainer.close()
+"""
+
+
+def contributed(folder: Path) -> int:
+    return max((line.get("rounds_contributed", 0) for line in journal(folder)), default=0)
+
+
+def train(world: int, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", TRAIN, str(world), str(out), *more]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_two_ranks_train_like_one(tmp_path: Path) -> None:
+    """The same losses, tokens and weights as one process, up to the order of sums: uneven shares, a batch smaller than
+    the team, and weights that were rewritten in between included. No process stays."""
+    from safetensors.torch import load_file
+
+    found = []
+    for world in (1, 2):
+        done = train(world, tmp_path / str(world))
+        assert done.returncode == 0, done.stderr[-2000:]
+        lines = [line.split() for line in done.stdout.splitlines() if line.startswith("step")]
+        found.append(([float(line[1]) for line in lines], [int(line[2]) for line in lines]))
+    assert found[0][1] == found[1][1], "tokens are those of the whole batch, once"
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-4)
+    one, two = (load_file(tmp_path / str(world))["theta"] for world in (1, 2))
+    assert torch.allclose(one, two, atol=2e-3) and (one - two).abs().mean() < 2e-5
+
+
+def test_a_rank_that_dies_is_said_in_one_line(tmp_path: Path) -> None:
+    """The step fails within seconds with what to do, instead of waiting for ever."""
+    done = train(2, tmp_path / "out", "kill")
+    assert done.returncode != 0 and "processes ended" in done.stderr and "--processes 1" in done.stderr
+
+
+def test_two_processes_are_one_peer(tmp_path: Path) -> None:
+    """`join --processes 2` beside an ordinary peer: equal digests, credit for every token once, no process left."""
+    config = tiny_config(tmp_path, rounds=0)
+    ports = ("--grpc-port", free_port(), "--swarm-port", free_port())
+    with running(
+        "serve", config, "--dir", tmp_path / "run", "--host", "127.0.0.1", *ports, program="coordinator.cli"
+    ) as serve:
+        ticket = tmp_path / "run" / "ticket.txt"
+        until(ticket.is_file, "the ticket is written")
+        with (
+            running("join", ticket, "--dir", tmp_path / "two", "--processes", 2, "--always", "--json") as two,
+            running("join", ticket, "--dir", tmp_path / "one", "--always", "--json") as one,
+        ):
+            until(lambda: all(contributed(tmp_path / name) >= 2 for name in ("one", "two")), "two rounds of each")
+            for command in (two, one):
+                command.interrupt()
+                assert command.code == 0, command.err
+        serve.interrupt()
+    verdict = run("verify", tmp_path / "run", "--json").json
+    assert verdict["ok"], verdict
+    assert two.json["rounds_contributed"] >= 2
+    for command, name in ((two, "two"), (one, "one")):
+        replay = run("verify", tmp_path / name, "--json").json
+        assert replay["ok"] and replay["state_digest"] == command.json["state_digest"]
+        left = command.json["tokens"] - verdict["credit"].get(command.json["peer_id"], 0)
+        assert 0 <= left <= 2 * 4 * 4 * 32, "every token is credited once, but for work that was not merged"
+    assert not processes_with("peer.training.ranks")
+
+
+def test_a_killed_peer_takes_its_ranks_along(tmp_path: Path) -> None:
+    """SIGKILL of rank 0: the other process ends by itself."""
+    config = tiny_config(tmp_path, rounds=0)
+    ports = ("--grpc-port", free_port(), "--swarm-port", free_port())
+    with running("serve", config, "--dir", tmp_path / "run", "--host", "127.0.0.1", *ports, program="coordinator.cli"):
+        ticket = tmp_path / "run" / "ticket.txt"
+        until(ticket.is_file, "the ticket is written")
+        with running("join", ticket, "--dir", tmp_path / "two", "--processes", 2, "--always") as two:
+            until(lambda: records(tmp_path / "run") >= 1, "a round")
+            children = psutil.Process(two.process.pid).children()
+            ranks = [child for child in children if "peer.training.ranks" in child.cmdline()]
+            assert len(ranks) == 1
+            os.kill(two.process.pid, signal.SIGKILL)
+            until(lambda: not ranks[0].is_running(), "the rank ends", 20)
