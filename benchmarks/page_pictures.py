@@ -3,7 +3,8 @@
     python -m benchmarks.page_pictures --dir /tmp/pictures --write docs
 
 Everything is real: five peers in processes of their own with the names below; one leaves after a while, one freezes and
-comes back, and one that hands in garbage is refused.
+comes back, and one that hands in garbage is refused. What the page was told in the end is kept in the folder, and the
+same command again only takes the pictures.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from peer.identity import Identity
 from peer.swarm import HivemindSwarm
 from tests.browser import Tab, browser
 from tests.small_run import Stranger
+from tests.web_server import WebServer, web_server
 
 ROOT = Path(__file__).parent.parent
 PEERS = (
@@ -36,6 +40,7 @@ PEERS = (
     ("attic-server", ""),
 )
 LAST_ROUND = 22
+SNAPSHOT = "snapshot.json"
 Look = dict[str, Any]
 LOOKS: dict[str, Look] = {
     "page-light": {"width": 1440, "height": 900},
@@ -45,7 +50,7 @@ LOOKS: dict[str, Look] = {
 }
 
 
-async def swarm(folder: Path, pictures: Path, port: int) -> None:
+async def swarm(folder: Path, port: int) -> None:
     spec = load(ROOT / "configs/demo.toml")
     run = spec.run.model_copy(update={"name": "Little Pythonista", "rounds": 40})
     timing = spec.timing.model_copy(update={"silence_seconds": 6.0, "first_deadline_seconds": 8.0})
@@ -57,15 +62,13 @@ async def swarm(folder: Path, pictures: Path, port: int) -> None:
         await until(lambda: len(coordinator.leader.guests) == len(PEERS), 180)
         coordinator.leader.pause(False)
         try:
-            await story(folder, coordinator, processes, pictures)
+            await story(folder, coordinator, processes)
         finally:
             lead.cancel()
             await asyncio.gather(lead, return_exceptions=True)
 
 
-async def story(
-    folder: Path, coordinator: Coordinator, processes: list[asyncio.subprocess.Process], pictures: Path
-) -> None:
+async def story(folder: Path, coordinator: Coordinator, processes: list[asyncio.subprocess.Process]) -> None:
     leaving, freezing = processes[-1], processes[2]
     await after(coordinator, 6)
     leaving.send_signal(signal.SIGINT)
@@ -77,7 +80,8 @@ async def story(
     freezing.send_signal(signal.SIGCONT)
     await after(coordinator, LAST_ROUND)
     await until(lambda: coordinator.leader.state.round_tokens > 20_000, 60)
-    await asyncio.to_thread(take, pictures, coordinator.page_address)
+    snapshot = await asyncio.to_thread(urllib.request.urlopen, f"{coordinator.page_address}/api/snapshot", None, 10)
+    (folder / SNAPSHOT).write_bytes(snapshot.read())
 
 
 async def join(
@@ -124,21 +128,21 @@ async def until(condition: Callable[[], bool], seconds: float) -> None:
             await asyncio.sleep(0.1)
 
 
-def take(pictures: Path, address: str) -> None:
-    with tempfile.TemporaryDirectory() as profile, browser(Path(profile) / "profile") as tab:
+def take(snapshot: dict[str, Any], pictures: Path, folder: Path) -> None:
+    with web_server(folder) as server, browser(folder / "profile") as tab:
+        server.show(**snapshot)
         for name, look in LOOKS.items():
-            photograph(tab, address, pictures / f"{name}.png", look)
+            photograph(tab, server, snapshot["now"], pictures / f"{name}.png", look)
         assert not tab.complaints, tab.complaints
 
 
-def photograph(tab: Tab, address: str, file: Path, look: Look) -> None:
+def photograph(tab: Tab, server: WebServer, now: dict[str, Any], file: Path, look: Look) -> None:
     """The whole page: the window is made as high as it is, so that nothing sticks in the middle."""
     tab.look(**look)
-    tab.open(address)
-    tab.until("document.querySelector('#connection').dataset.state === 'live'")
+    tab.open(server.address)
     tab.until("document.querySelectorAll('#board-table tbody tr, #loss-chart canvas').length > 1")
-    height = tab.evaluate("document.documentElement.scrollHeight")
-    tab.look(**{**look, "height": height})
+    tab.look(**{**look, "height": tab.evaluate("document.documentElement.scrollHeight")})
+    server.tell(now={**now, "round_tokens": now["round_tokens"] + 1})  # as every second
     tab.evaluate("new Promise((done) => setTimeout(done, 1500))")
     tab.screenshot(file)
 
@@ -150,7 +154,11 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=17272)
     given = parser.parse_args()
     given.write.mkdir(parents=True, exist_ok=True)
-    asyncio.run(swarm(given.dir, given.write, given.port))
+    given.dir.mkdir(parents=True, exist_ok=True)
+    if not (given.dir / SNAPSHOT).exists():
+        asyncio.run(swarm(given.dir, given.port))
+    with tempfile.TemporaryDirectory() as folder:
+        take(json.loads((given.dir / SNAPSHOT).read_text()), given.write, Path(folder))
 
 
 if __name__ == "__main__":

@@ -56,7 +56,9 @@ class Tab:
         raise AssertionError(f"{method} was not answered")
 
     def open(self, url: str) -> None:
+        """And wait until it is loaded."""
         self.call("Page.navigate", url=url)
+        self.until(f"document.readyState === 'complete' && location.href.startsWith({json.dumps(url)})")
 
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression."""
