@@ -21,8 +21,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+WEB_PORT = 7071
+
 ConfigArgument = Annotated[Path, typer.Argument(help="Run spec, a TOML file; configs/demo.toml explains every key.")]
 DirOption = Annotated[Path, typer.Option("--dir", help="Folder of the run; the same command again resumes.")]
+WebPortOption = Annotated[
+    int | None,
+    typer.Option(min=0, max=65535, help="Port of the page; 0: any free one. Default: 7071, or a free one."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 
 
@@ -37,12 +43,17 @@ def _load(config: Path, **run: Any) -> RunSpec:
     return spec.model_copy(update={"run": spec.run.model_copy(update={k: v for k, v in run.items() if v is not None})})
 
 
+def _web_ports(chosen: int | None) -> tuple[int, ...]:
+    return (WEB_PORT, 0) if chosen is None else (chosen,)
+
+
 @app.command()
 def demo(
     config: Annotated[Path, typer.Argument(help="Run spec, a TOML file.")] = Path("configs/demo.toml"),
     peers: Annotated[int, typer.Option(min=1, max=64, help="How many peer processes.")] = 3,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of the run; the config's if not given.")] = None,
     folder: DirOption = Path("demo"),
+    web_port: WebPortOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """A whole swarm on this machine: a coordinator and N peers train one model."""
@@ -59,7 +70,7 @@ def demo(
         def show(coordinator: Coordinator) -> None:
             console.show(swarm_view(coordinator))
 
-        outcome = run(lambda stop: run_demo(spec, folder, peers, stop, show, console.event))
+        outcome = run(lambda stop: run_demo(spec, folder, peers, stop, show, console.event, _web_ports(web_port)))
         if outcome is None:
             raise typer.Exit(INTERRUPTED)
         coordinator, result = outcome
@@ -98,6 +109,7 @@ def serve(
         str, typer.Option(help="Name or address at which others reach this machine; its own addresses if not given.")
     ] = "",
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the API; 0: any free one.")] = 7070,
+    web_port: WebPortOption = None,
     swarm_port: Annotated[int, typer.Option(min=0, max=65535, help="Port for peers; 0: any free one.")] = 7072,
     recover: Annotated[
         bool, typer.Option("--recover", help="DIR was lost: begin it again from the run's key and its peers.")
@@ -122,7 +134,14 @@ def serve(
         from peer.runner import run
 
         options = ServeOptions(
-            folder, host, grpc_port, swarm_port, recover=recover, identity=identity, peers=tuple(peer or ())
+            folder,
+            host,
+            grpc_port,
+            swarm_port,
+            _web_ports(web_port),
+            recover=recover,
+            identity=identity,
+            peers=tuple(peer or ()),
         )
         status = run(
             lambda stop: lead(

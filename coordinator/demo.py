@@ -51,6 +51,7 @@ async def demo(
     stop: Stop,
     show: Callable[[Coordinator], None],
     on_event: Callable[[str], None],
+    web_ports: tuple[int, ...] = (),
 ) -> tuple[Coordinator, DemoResult]:
     """Run the swarm in `folder` until the run is finished or a signal asks to stop; the same folder again goes on.
 
@@ -59,11 +60,13 @@ async def demo(
     """
     started = time.monotonic()
     on_event("preparing data and model")
-    options = ServeOptions(folder, host="127.0.0.1", paused=True)
+    options = ServeOptions(folder, host="127.0.0.1", web_ports=web_ports, paused=True)
     async with coordinating(spec, options, on_event) as coordinator:
         stopping = asyncio.Event()
         stop.on_request = stopping.set
         assert coordinator.ticket is not None
+        if coordinator.page_address:
+            on_event(f"the page: {coordinator.page_address}")
         processes = [] if coordinator.log.finished else [
             await _start_peer(str(coordinator.ticket), folder / "peers" / f"peer-{number}", f"peer-{number}", peers)
             for number in range(1, peers + 1)

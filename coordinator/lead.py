@@ -28,6 +28,8 @@ async def lead(
     async with coordinating(spec, options, on_event) as coordinator:
         stopping = asyncio.Event()
         stop.on_request = stopping.set
+        if coordinator.page_address:
+            on_event(f"the page: {coordinator.page_address}")
         on_event(f"ticket: {coordinator.ticket}")
         on_event(f"join from anywhere that reaches this machine: commonweights join {options.folder}/ticket.txt")
         ended: asyncio.Task[Any] = asyncio.create_task(stopping.wait())

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from coordinator.genesis import create
 from coordinator.names import Names
 from coordinator.rebuild import rebuild
 from coordinator.service import served
+from coordinator.web.publisher import published
+from coordinator.web.timeline import Timeline, samples_of
 from peer.background import cancel
 from peer.data.manifest import Manifest
 from peer.errors import CommonweightsError, UsageError
@@ -35,6 +38,7 @@ from peer.log.state import State
 from peer.log.terms import Terms
 from peer.pulse import Pulse
 from peer.rounds.contacts import Contacts
+from peer.rounds.events import Effect, Event, Heard
 from peer.rounds.helm import Helm
 from peer.rounds.leader import Leader
 from peer.rounds.link import Link
@@ -56,6 +60,7 @@ class ServeOptions:
     host: str = ""  # the name or address that others reach this machine at; empty: what it sees itself
     grpc_port: int = 0
     swarm_port: int = 0
+    web_ports: tuple[int, ...] = ()  # for the page, the first that is free (0: any); none: no page
     paused: bool = False
     recover: bool = False  # the folder is lost: begin it again from the peers
     identity: Path | None = None  # a backup of the run's key, for a folder that has none
@@ -83,7 +88,22 @@ class Coordinator:
         self.evaluator.on_event = self._event
         leader.on_event = self._event
         link.on_event = self._event
+        past = samples_of(
+            [
+                (
+                    entry.record.time_seconds,
+                    sum(item.tokens for _, item in entry.contributions),
+                    len(entry.contributions),
+                )
+                for entry in self.log.entries
+            ]
+        )
+        self.timeline: Timeline = Timeline(
+            self.log.head.round + 1, time.time(), lambda key: names.of(PeerId(key)), past
+        )
+        leader.on_step = self._stepped
         self.ticket: Ticket | None = None
+        self.page_address = ""
         self._snapshotting: asyncio.Task[None] | None = None
 
     @property
@@ -170,10 +190,14 @@ class Coordinator:
     def _event(self, text: str) -> None:
         self.events.append(text)
         logger.info("%s", text)
-        self.names_book.remember(
-            (peer, guest.presence.name) for peer, guest in self.leader.guests.items() if guest.presence.name
-        )
         self.on_event(text)
+
+    def _stepped(self, event: Event, effects: list[Effect]) -> None:
+        if isinstance(event, Heard):
+            peer = PeerId(event.peer)
+            if (guest := self.leader.guests.get(peer)) is not None:
+                self.names_book.remember([(peer, guest.presence.name, guest.presence.team)])
+        self.timeline.step(event, effects, time.time())
 
     async def after_round(self, entry: Entry) -> None:
         round_ = entry.round
@@ -245,8 +269,11 @@ async def leading(
         replica.serve(swarm)
         coordinator.helm.serve()
         Measuring(swarm, replica.exchange.upload)
-        async with served(coordinator, bind_address(options.host), options.grpc_port) as grpc_port:
-            host = options.host or _first_host(swarm.addresses)
+        bind, host = bind_address(options.host), options.host or _first_host(swarm.addresses)
+        async with (
+            served(coordinator, bind, options.grpc_port) as grpc_port,
+            published(coordinator, bind, options.web_ports, host) as coordinator.page_address,
+        ):
             ticket = Ticket(log.run_id, identity.peer_id, (f"{host}:{grpc_port}",), tuple(swarm.addresses))
             ticket.save(folder)
             coordinator.ticket = ticket

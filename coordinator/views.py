@@ -46,6 +46,7 @@ def swarm_view(coordinator: Coordinator) -> SwarmView:
             )
             for peer in status.peers
         ],
+        address=coordinator.page_address,
     )
 
 

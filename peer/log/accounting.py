@@ -22,6 +22,7 @@ class PeerAccount:
     last_round: int = 0
     refused: int = 0
     last_refusal: str = ""
+    last_refusal_round: int = 0
 
 
 @dataclass
@@ -50,6 +51,7 @@ class Accounts:
             account = self.peers.setdefault(refused.peer, PeerAccount())
             account.refused += 1
             account.last_refusal = f"round {record.round}: {refused.reason}"
+            account.last_refusal_round = record.round
         if contributions:
             self.accepted |= Ranges.of(
                 (item.start, item.stop) for _, contribution in contributions for item in contribution.consumed
