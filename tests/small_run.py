@@ -19,6 +19,7 @@ from peer.log.replica import Replica
 from peer.log.state import State
 from peer.rounds.leader import Leader
 from peer.rounds.ranges import Ranges
+from peer.rounds.reception import Reception
 from peer.swarm import Swarm
 from peer.swarm.memory import MemoryNetwork
 from protos import log_pb2, swarm_pb2
@@ -125,12 +126,13 @@ class Stranger:
 class SmallRun:
     """A leader at work, and strangers around it."""
 
-    def __init__(self, network: MemoryNetwork, folder: Path, leader: Leader, lead: asyncio.Task[None]) -> None:
+    def __init__(self, network: MemoryNetwork, folder: Path, reception: Reception, lead: asyncio.Task[None]) -> None:
         self.network = network
         self.folder = folder
-        self.leader = leader
+        self.reception = reception
+        self.leader = reception.leader
         self.lead = lead
-        self.log = leader.replica.log
+        self.log = self.leader.replica.log
 
     def stranger(self) -> Stranger:
         identity = Identity.new()
@@ -155,9 +157,10 @@ async def small_run(folder: Path, **changes: dict[str, Any]) -> AsyncIterator[Sm
     swarm = network.node(identity)
     replica = replica_of(start_log(identity, None, **changes), folder / "leader", swarm)
     leader = Leader(replica, swarm, identity)
-    leader.serve()
+    reception = Reception(leader)
+    reception.serve()
     leader.begin(term=1)
-    run = SmallRun(network, folder, leader, asyncio.create_task(leader.lead()))
+    run = SmallRun(network, folder, reception, asyncio.create_task(leader.lead()))
     try:
         yield run
         if run.lead.done():

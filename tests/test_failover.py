@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -12,6 +12,7 @@ from configs import RunSpec
 from peer.errors import VerificationError
 from peer.identity import PeerId
 from peer.log.verify import verify
+from peer.swarm import Handler
 from protos import log_pb2, swarm_pb2
 from protos.signing import body_hash, open_signed, sign
 from tests.in_memory import Swarm, tiny_spec
@@ -119,8 +120,8 @@ async def test_a_leader_that_slept_looks_around_before_it_signs(tmp_path: Path) 
         await swarm.until(lambda: swarm.head() >= 2, "round 2")
         coordinator = swarm.coordinator
         swarm.network.freeze(coordinator.swarm.peer_id)
-        coordinator.leader._stepped -= 100.0  # the clock went on
-        coordinator.leader._is_awake()
+        coordinator.leader.stepped -= 100.0  # the clock went on
+        coordinator.leader.is_awake()
         slept_at = swarm.head()
         node = swarm.nodes["one"]
         await swarm.until(lambda: node.replica.log.head.round >= slept_at + 3, "rounds under a peer")
@@ -152,13 +153,14 @@ def tell_two_tales(swarm: Swarm, victim: PeerId, round_: int) -> None:
         return reply.SerializeToString()
 
     async def watch(sender: PeerId, body: bytes) -> bytes:
-        view = swarm_pb2.WatchReply.FromString(await leader._on_watch(sender, body))
+        view = swarm_pb2.WatchReply.FromString(await honest(sender, body))
         if sender == victim and view.head_round == round_:
             view.head_hash = body_hash(retold(replica.log.entries[round_].signed))
         return view.SerializeToString()
 
     own = swarm.ticket.coordinator
     node = swarm.network.find(own, own)
+    honest = cast(Handler, node.services._services["watch"].handler)
     for method, handler in {"records": records, "watch": watch}.items():
         del node.services._services[method]
         node.serve(method, handler, max_request_bytes=1024)

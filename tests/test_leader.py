@@ -11,7 +11,7 @@ import torch
 
 from peer.codecs import encode
 from peer.errors import CommonweightsError, Refused
-from peer.rounds import guests, leader
+from peer.rounds import guests, reception
 from protos import log_pb2, swarm_pb2
 from tests.small_run import PARAMETERS, payload, small_run
 
@@ -53,7 +53,7 @@ async def test_refused_payloads_leave_nothing_on_the_disk(tmp_path: Path) -> Non
         ]:
             assert reason in (await peer.settled(peer.offer(content))).refusal
             await asyncio.sleep(0)
-        assert list(run.leader.replica.blobs.hashes()) == [] and not run.leader._headers
+        assert list(run.leader.replica.blobs.hashes()) == [] and not run.leader.headers
 
 
 async def test_a_copy_is_refused_and_the_original_merged(tmp_path: Path) -> None:
@@ -143,6 +143,18 @@ async def test_newcomers_are_turned_away_when_there_are_too_many(
         assert len(run.leader.guests) == 3
 
 
+async def test_keys_that_do_no_work_do_not_keep_others_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When all places are taken by strangers, the one that has been there longest without credit gives up its own."""
+    monkeypatch.setattr(guests, "MAX_GUESTS", 2)
+    monkeypatch.setattr(guests, "PROBATION_SECONDS", 0.0)
+    async with small_run(tmp_path) as run:
+        idle, second, honest = (run.stranger() for _ in range(3))
+        for peer in (idle, second, honest):
+            await peer.heartbeat()
+        assert set(run.leader.guests) == {second.identity.peer_id, honest.identity.peer_id}
+        assert idle.identity.peer_id.public_key not in run.leader.state.members
+
+
 async def test_who_was_never_heard_of_cannot_hand_in(tmp_path: Path) -> None:
     """Else the bound on guests would bound nothing. It is no refusal: the peer tries again."""
     async with small_run(tmp_path) as run:
@@ -158,13 +170,13 @@ async def test_one_peer_may_not_occupy_the_leader_with_waiting(tmp_path: Path) -
         request = swarm_pb2.WatchRequest(run_id=run.log.run_id, version=run.leader.version, wait_seconds=60)
         waiting = [asyncio.create_task(peer.say("watch", request.SerializeToString())) for _ in range(10)]
         for _ in range(1000):
-            if sum(task.done() for task in waiting) >= 10 - leader.MAX_WATCHES:
+            if sum(task.done() for task in waiting) >= 10 - reception.MAX_WATCHES:
                 break
             await asyncio.sleep(0.01)
-        assert sum(task.done() for task in waiting) == 10 - leader.MAX_WATCHES
-        run.leader._bump()
+        assert sum(task.done() for task in waiting) == 10 - reception.MAX_WATCHES
+        run.leader.bump()
         await asyncio.wait(waiting)
-        assert not run.leader._watching
+        assert not run.reception._watching
 
 
 async def test_a_failure_of_the_leader_ends_it_instead_of_passing_for_a_refusal(
@@ -215,10 +227,10 @@ async def test_a_contribution_handed_in_again_while_its_record_is_made_is_not_re
         peer = run.stranger()
         await peer.heartbeat()
         offered = peer.offer(payload(1))
-        run.leader._applied.clear()
+        run.leader.applied.clear()
         first, second = (asyncio.create_task(peer.submit(offered)) for _ in range(2))
         await asyncio.sleep(0.05)
-        run.leader._applied.set()
+        run.leader.applied.set()
         await first
         await run.until_round(1)
         assert not (await second).refusal and (await peer.submit(offered)).fetched

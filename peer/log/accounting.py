@@ -68,6 +68,11 @@ class Accounts:
         """Accepted tokens by public key, of peers that have any."""
         return {key: account.credit_tokens for key, account in self.peers.items() if account.credit_tokens}
 
+    def credit_of(self, key: bytes) -> int:
+        """Accepted tokens of one public key; 0 for a stranger's."""
+        account = self.peers.get(key)
+        return account.credit_tokens if account else 0
+
     @property
     def tokens_per_second(self) -> float:
         """Accepted tokens per second over the newest records; 0 until there are two."""

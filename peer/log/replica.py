@@ -184,8 +184,12 @@ class Replica:
 
     async def keep_snapshot(self, keep: int, always: frozenset[int] = frozenset()) -> None:
         """Store the present state as chunks and drop old snapshots."""
-        await self.compute(self.snapshots.save, self.state, self.log.run_id)
+        await self.compute(self._save_snapshot)
         await self.compute(self.snapshots.prune, keep, always)
+
+    def _save_snapshot(self) -> None:
+        if 0 <= self.state.round <= self.log.head.round:  # else it is being rolled back
+            self.snapshots.save(self.state, self.log.run_id)
 
     def drop_old_payloads(self) -> None:
         """Payloads older than the oldest snapshot are the archive's business: the coordinator's.
@@ -193,7 +197,9 @@ class Replica:
         It holds those of its own records. Later ones are kept for it, up to `ARCHIVE_BYTES`, until it leads again.
         """
         entries, coordinator = self.log.entries, self.log.origin.coordinator.public_key
-        keep_from, kept_bytes = self.snapshots.rounds()[0] + 1, 0
+        if not (rounds := self.snapshots.rounds()) or rounds[0] >= len(entries):
+            return  # the log has just been rolled back
+        keep_from, kept_bytes = rounds[0] + 1, 0
         while keep_from > 1 and entries[keep_from - 1].signed.signer != coordinator and kept_bytes < ARCHIVE_BYTES:
             keep_from -= 1
             kept_bytes += sum(item.payload_bytes for _, item in entries[keep_from].contributions)

@@ -6,6 +6,7 @@ Everything in a presence is said by the peer itself. It is shown to people and d
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from peer.identity import PeerId
@@ -13,7 +14,8 @@ from peer.log.accounting import Accounts
 from peer.rounds.ranges import well_formed
 from protos import swarm_pb2
 
-MAX_GUESTS = 1024  # newcomers beyond are turned away; who has credit always has a place
+MAX_GUESTS = 1024  # peers without credit beyond are turned away; who has credit always has a place
+PROBATION_SECONDS = 120.0  # for which a newcomer may keep a place that another wants, without any credit yet
 MAX_RANGES = 2000  # that a heartbeat may claim to hold
 MAX_LABEL_CHARACTERS = 60
 MAX_ADDRESSES = 32
@@ -27,20 +29,32 @@ class Guest:
 
     presence: swarm_pb2.Presence
     seen: float  # loop time
+    since: float  # loop time; when it came
 
     @classmethod
-    def of(cls, presence: swarm_pb2.Presence, seen: float) -> Guest:
+    def of(cls, presence: swarm_pb2.Presence, seen: float, before: Guest | None = None) -> Guest:
         """Without the leases: they are long, and in the lease book."""
         short = swarm_pb2.Presence()
         short.CopyFrom(presence)
         del short.held[:]
-        return cls(short, seen)
+        return cls(short, seen, before.since if before else seen)
 
 
-def has_place(peer: PeerId, guests: dict[PeerId, Guest], accounts: Accounts) -> bool:
-    """Whether `peer` may take part now: any number of keys can be made, so somebody has to be turned away."""
-    account = accounts.peers.get(peer.public_key)
-    return peer in guests or len(guests) < MAX_GUESTS or (account is not None and account.credit_tokens > 0)
+def has_place(
+    peer: PeerId, guests: Mapping[PeerId, Guest], accounts: Accounts, now: float
+) -> tuple[bool, list[PeerId]]:
+    """Whether `peer` may take part now, and who has to go for it.
+
+    Any number of keys can be made, so somebody has to be turned away. Keys that do no work must not keep those out that
+    would: a newcomer takes the place of the one that has been here longest, past its probation, without any credit.
+    """
+    if peer in guests or accounts.credit_of(peer.public_key) > 0:
+        return True, []
+    strangers = [(guest.since, other) for other, guest in guests.items() if not accounts.credit_of(other.public_key)]
+    if len(strangers) < MAX_GUESTS:
+        return True, []
+    since, oldest = min(strangers)
+    return (True, [oldest]) if now - since > PROBATION_SECONDS else (False, [])
 
 
 def presence_fault(presence: swarm_pb2.Presence, run_id: bytes) -> str:

@@ -16,35 +16,33 @@ import asyncio
 import contextlib
 import logging
 import math
-import random
 from collections.abc import Callable, Iterable
 
 from peer.background import Background
-from peer.errors import CommonweightsError, Refused, UnreachableError, VerificationError
+from peer.errors import Refused, UnreachableError, VerificationError
 from peer.identity import PeerId
 from peer.log.replica import CALL_SECONDS
 from peer.log.rules import MAX_CURSOR_STEP, MAX_PROOF_BYTES, may_sequence, proof_fault
 from peer.log.terms import Terms
 from peer.messages import parse
-from peer.rounds import directory
 from peer.rounds.contacts import Contacts
-from peer.rounds.guests import MAX_ADDRESS_CHARACTERS, MAX_ADDRESSES
+from peer.rounds.guests import MAX_ADDRESSES
 from peer.rounds.leader import Leader
-from peer.rounds.link import MAX_ROUND, Link
+from peer.rounds.link import Link
+from peer.rounds.neighbours import MAX_ASKED, Neighbours, Standings
+from peer.rounds.reception import Reception
 from peer.rounds.succession import Decision, Follow, Lead, Word, decide, line_of_succession, yields
 from peer.rounds.upkeep import MENDABLE, Upkeep
 from protos import log_pb2, swarm_pb2
-from protos.signing import HASH_BYTES, PUBLIC_KEY_BYTES
 
 logger = logging.getLogger(__name__)
 
-MAX_ASKED = 16  # nodes at once
 GOSSIPED = 2  # nodes that are asked now and then for no reason
 REFRESH_SECONDS = 10.0  # between two looks into the DHT for nodes that can be dialled
 DAMAGED_SECONDS = 60.0  # for which it listens when its log is damaged
 OBSERVE_SECONDS = 1.5  # for which a coordinator that comes back listens before it leads
 LINGER_SECONDS = 15.0  # for which a leader stays after the end, so that others fetch the last record
-MAX_SAVED = 64  # banned or new nodes remembered
+MAX_BANNED = 64
 
 
 class Helm:
@@ -64,13 +62,12 @@ class Helm:
         self.coordinator = self.log.origin.coordinator
         timing = self.log.spec.timing
         self.silence_seconds = timing.silence_seconds
-        self.probe_seconds = min(3.0, timing.silence_seconds / 3)  # for one answer
+        patience = min(3.0, timing.silence_seconds / 3)
+        self.neighbours = Neighbours(link.swarm, self.log, contacts, self.standing, patience)
         self.gossip_seconds = min(5.0, timing.silence_seconds / 2)  # between two questions to others
         self.tick_seconds = min(1.0, timing.heartbeat_seconds)
         self.leaving = False
-        self._highest_term = 0  # anybody was heard of with
         self._banned: set[bytes] = set()  # whose lies this node has seen
-        self._news: dict[PeerId, swarm_pb2.Standing] = {}  # told by others, not looked at yet
         self._due = dict.fromkeys(("gossip", "refresh", "coordinator"), 0.0)  # loop time of the next one
         self._leading: asyncio.Task[None] | None = None
         self._beside = Background()
@@ -83,10 +80,10 @@ class Helm:
     def serve(self) -> None:
         """Answer other nodes from now on."""
         swarm = self.link.swarm
-        swarm.serve("standing", self._on_standing, max_request_bytes=8 << 10)
+        swarm.serve("standing", self.neighbours.told, max_request_bytes=8 << 10)
         swarm.serve("handover", self._on_handover, max_request_bytes=1024)
         swarm.serve("accuse", self._on_accuse, max_request_bytes=MAX_PROOF_BYTES)
-        self.leader.serve()
+        Reception(self.leader).serve()
 
     # --- the story --------------------------------------------------------------------------------------------------
 
@@ -115,15 +112,16 @@ class Helm:
     async def _once(self) -> None:
         try:
             if self._is_due("refresh", min(REFRESH_SECONDS, self.silence_seconds)):
-                self._beside.start(self._refresh())
+                guests = {peer: guest.presence for peer, guest in self.leader.guests.items()}
+                self._beside.start(self.neighbours.refresh(guests))
             if self.leader.leading:
                 await self._look_around()
             elif not self.leaving:
                 await self._follow()
             if self._is_due("gossip", self.gossip_seconds):
-                await self._hear(await self._ask([self.link.sequencer, *self._some(GOSSIPED)]))
+                await self._hear(await self.neighbours.ask([self.link.sequencer, *self.neighbours.some(GOSSIPED)]))
                 await self._pass_on_proofs()
-            await self._hear(self._take_news())
+            await self._hear(self.neighbours.take_news())
         except MENDABLE as error:
             logger.info("at the helm: %s", error)
 
@@ -134,13 +132,13 @@ class Helm:
             VerificationError: its log is damaged, and nobody is there who has the rest.
         """
         known = list(self.contacts.addresses)
-        answers = await self._ask(known)
+        answers = await self.neighbours.ask(known)
         if self.log.head.round or known or self.log.damage:
             patience = DAMAGED_SECONDS if self.log.damage else OBSERVE_SECONDS
             end = asyncio.get_running_loop().time() + patience
             while not answers and asyncio.get_running_loop().time() < end:
                 await asyncio.sleep(0.1)
-                answers = self._take_news() or await self._ask(await self.link.swarm.peers())
+                answers = self.neighbours.take_news() or await self.neighbours.ask(await self.link.swarm.peers())
         if self.log.damage and not answers:
             self.log.put_back()
             raise VerificationError(
@@ -153,13 +151,13 @@ class Helm:
     async def _follow(self) -> None:
         silent = max(self.link.silent_seconds, self.upkeep.odds_seconds, math.inf if self._is_banned() else 0)
         if self.link.sequencer == self.own or silent > self.silence_seconds:
-            await self._decide(await self._ask([PeerId(key) for key in self._line()[:MAX_ASKED]]), silent)
+            await self._decide(await self.neighbours.ask([PeerId(key) for key in self._line()[:MAX_ASKED]]), silent)
         elif self.coordinator.public_key in self._banned | self.log.accounts.banned:
             pass  # it is not looked out for any more, and does not ask
         elif self.own == self.coordinator:
             await self._ask_for_handover()
         elif self.link.sequencer != self.coordinator and self._is_due("coordinator", self.gossip_seconds):
-            for standing in (await self._ask([self.coordinator])).values():
+            for standing in (await self.neighbours.ask([self.coordinator])).values():
                 if standing.leader == self.coordinator.public_key:
                     self._turn_to(self.coordinator, standing.term)
 
@@ -169,14 +167,14 @@ class Helm:
         if holding:
             asked = [PeerId(key) for key in self._line()[:MAX_ASKED]]
         elif self._is_due("coordinator", self.gossip_seconds):
-            asked = [self.coordinator, *self._some(GOSSIPED), *await self._announced_leaders()]
+            asked = [self.coordinator, *self.neighbours.some(GOSSIPED), *await self.neighbours.announced_leaders()]
         else:
             return
-        await self._hear(await self._ask(asked))
+        await self._hear(await self.neighbours.ask(asked))
         if holding and self.leader.leading:
             self.leader.go_on()
 
-    async def _decide(self, answers: dict[PeerId, swarm_pb2.Standing], silent_seconds: float) -> None:
+    async def _decide(self, answers: Standings, silent_seconds: float) -> None:
         words = [_word(peer, standing) for peer, standing in answers.items()]
         followed = b"" if self._is_banned() else self.link.sequencer.public_key
         decision: Decision = decide(
@@ -204,9 +202,9 @@ class Helm:
             return
         if self.upkeep.replica.state.round != self.log.head.round:
             return
-        term = self.terms.next(max(self.log.head.record.term, self.link.term, self._highest_term))
+        term = self.terms.next(max(self.log.head.record.term, self.link.term, self.neighbours.highest_term))
         self.leader.begin(term, rank, min(cursor, self.log.accounts.data_cursor + MAX_CURSOR_STEP // 2))
-        self._highest_term = term
+        self.neighbours.highest_term = term
         self.link.turn_to(self.own, term, [])
         self._leading = asyncio.create_task(self.leader.lead())
         if self.log.head.round:
@@ -222,13 +220,13 @@ class Helm:
         request = swarm_pb2.HandoverRequest(run_id=self.log.run_id, head_round=self.log.head.round)
         swarm = self.link.swarm
         reply = await swarm.call(sequencer, "handover", request.SerializeToString(), timeout_seconds=CALL_SECONDS)
-        standing = self._checked(parse(reply, swarm_pb2.Standing))
+        standing = self.neighbours.checked(parse(reply, swarm_pb2.Standing))
         await self.upkeep.catch_up_with(sequencer, standing.head_round, standing.head_hash)
         await self._lead(0, standing.data_cursor)
 
     async def find(self) -> None:
         """Somebody to follow, for a node that starts while its leader does not answer."""
-        answers = await self._ask([self.link.sequencer, *self.contacts.addresses])
+        answers = await self.neighbours.ask([self.link.sequencer, *self.contacts.addresses])
         for peer, standing in answers.items():
             with contextlib.suppress(*MENDABLE):
                 await self.upkeep.catch_up_with(peer, standing.head_round, standing.head_hash)
@@ -251,7 +249,7 @@ class Helm:
 
     # --- what others say --------------------------------------------------------------------------------------------
 
-    async def _hear(self, standings: dict[PeerId, swarm_pb2.Standing]) -> None:
+    async def _hear(self, standings: Standings) -> None:
         """Compare logs with others, and who leads."""
         for peer, standing in standings.items():
             if not self.upkeep.holds(standing.head_round, standing.head_hash):
@@ -271,37 +269,6 @@ class Helm:
         self.link.turn_to(leader, term, [*addresses] or self.contacts.addresses.get(leader, []))
         who = "the coordinator" if leader == self.coordinator else f"{leader.short}"
         self.on_event(f"{who} leads the run now")
-
-    async def _ask(self, peers: Iterable[PeerId]) -> dict[PeerId, swarm_pb2.Standing]:
-        """Standings of those that answer in time."""
-        asked = [peer for peer in dict.fromkeys(peers) if peer != self.own][:MAX_ASKED]
-        answers = await asyncio.gather(*(self._ask_one(peer) for peer in asked))
-        return {peer: answer for peer, answer in zip(asked, answers, strict=True) if answer is not None}
-
-    async def _ask_one(self, peer: PeerId) -> swarm_pb2.Standing | None:
-        swarm, request = self.link.swarm, self.standing().SerializeToString()
-        try:
-            async with asyncio.timeout(self.probe_seconds):
-                try:
-                    reply = await swarm.call(peer, "standing", request, timeout_seconds=self.probe_seconds)
-                except UnreachableError:
-                    await swarm.connect(peer, self.contacts.addresses.get(peer, []), timeout_seconds=self.probe_seconds)
-                    reply = await swarm.call(peer, "standing", request, timeout_seconds=self.probe_seconds)
-            return self._checked(parse(reply, swarm_pb2.Standing))
-        except (CommonweightsError, TimeoutError) as error:
-            logger.debug("no standing from %s: %s", peer.short, error)
-            return None
-
-    def _checked(self, standing: swarm_pb2.Standing) -> swarm_pb2.Standing:
-        if reason := standing_fault(standing, self.log.run_id):
-            raise Refused(reason)
-        if may_sequence(standing.leader, self.log):
-            self._highest_term = max(self._highest_term, min(standing.term, self.log.head.record.term + (1 << 31)))
-        return standing
-
-    def _take_news(self) -> dict[PeerId, swarm_pb2.Standing]:
-        news, self._news = self._news, {}
-        return news
 
     # --- what this node says ----------------------------------------------------------------------------------------
 
@@ -338,7 +305,7 @@ class Helm:
         """Two records of one round and term: nothing of that signer is believed any more, here at once, and everywhere
         when the proof is in the log."""
         signer = proof.first.signer
-        if signer in self._banned or len(self._banned) >= MAX_SAVED:
+        if signer in self._banned or len(self._banned) >= MAX_BANNED:
             return
         self._banned.add(signer)
         self.leader.accuse(proof)
@@ -346,12 +313,6 @@ class Helm:
         self.link.changed.beat()
 
     # --- handlers ---------------------------------------------------------------------------------------------------
-
-    async def _on_standing(self, sender: PeerId, body: bytes) -> bytes:
-        standing = self._checked(parse(body, swarm_pb2.Standing))
-        if len(self._news) < MAX_SAVED:
-            self._news[sender] = standing
-        return self.standing().SerializeToString()
 
     async def _on_handover(self, sender: PeerId, body: bytes) -> bytes:
         request = parse(body, swarm_pb2.HandoverRequest)
@@ -397,10 +358,6 @@ class Helm:
             self.coordinator.public_key, accounts.credit, reachable, self._banned | accounts.banned
         )
 
-    def _some(self, count: int) -> list[PeerId]:
-        known = [peer for peer in self.contacts.addresses if peer != self.own]
-        return random.sample(known, min(count, len(known)))
-
     def _is_banned(self) -> bool:
         """Whether the leader was caught lying."""
         return self.link.sequencer.public_key in self._banned | self.log.accounts.banned
@@ -415,36 +372,6 @@ class Helm:
         self._due[what] = now + seconds
         return True
 
-    async def _announced_leaders(self) -> list[PeerId]:
-        found = await directory.heads(self.link.swarm, self.log.run_id)
-        for peer, pointer in found.items():
-            if may_sequence(peer.public_key, self.log):
-                self.contacts.add(peer, pointer.addresses)
-        return [peer for peer in found if peer in self.contacts.addresses][:MAX_ASKED]
-
-    async def _refresh(self) -> None:
-        """Learn whom one could dial."""
-        found = await directory.peers(self.link.swarm, self.log.run_id)
-        found.update({peer: guest.presence for peer, guest in self.leader.guests.items()})
-        for peer, presence in found.items():
-            if presence.can_serve and peer != self.own and may_sequence(peer.public_key, self.log):
-                self.contacts.add(peer, presence.addresses)
-        self.contacts.save()
-
 
 def _word(peer: PeerId, standing: swarm_pb2.Standing) -> Word:
     return Word(peer.public_key, standing.leader, standing.term, standing.silent_seconds)
-
-
-def standing_fault(standing: swarm_pb2.Standing, run_id: bytes) -> str:
-    """Why a standing from outside makes no sense; empty when it does."""
-    if standing.run_id != run_id:
-        return "this node takes part in another run"
-    if standing.head_round > MAX_ROUND or len(standing.head_hash) != HASH_BYTES:
-        return "its head is not one"
-    if len(standing.leader) not in (0, PUBLIC_KEY_BYTES) or not standing.silent_seconds >= 0:
-        return "the leader it names is not one"
-    addresses = standing.leader_addresses
-    if len(addresses) > MAX_ADDRESSES or any(len(it) > MAX_ADDRESS_CHARACTERS for it in addresses):
-        return "the leader's addresses are not addresses"
-    return ""
