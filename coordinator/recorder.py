@@ -48,7 +48,6 @@ class Recorder:
         self._seen: dict[bytes, Seen] = {}
         self._spans: list[Span] = []
         self._followed = b""  # hash of the head that the ledger was last told to follow
-        leader.on_step = self.step
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -84,6 +83,7 @@ class Recorder:
     # --- what the leader sees ---------------------------------------------------------------------------------------
 
     def step(self, event: sequencer.Event, effects: list[sequencer.Effect]) -> None:
+        """For `Leader.on_step`."""
         now = self.clock()
         match event:
             case sequencer.Heard(peer=peer, phase=phase):

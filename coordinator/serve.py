@@ -35,6 +35,7 @@ from peer.log.state import State
 from peer.log.terms import Terms
 from peer.pulse import Pulse
 from peer.rounds.contacts import Contacts
+from peer.rounds.events import Effect, Event
 from peer.rounds.helm import Helm
 from peer.rounds.leader import Leader
 from peer.rounds.link import Link
@@ -87,6 +88,7 @@ class Coordinator:
         self.evaluator.on_event = self._event
         leader.on_event = self._event
         link.on_event = self._event
+        leader.on_step = self._stepped
         self.ticket: Ticket | None = None
         self.recorder = Recorder(store, self.log, leader, self._eval_loss)
         self._snapshotting: asyncio.Task[None] | None = None
@@ -184,6 +186,9 @@ class Coordinator:
 
     def _eval_loss(self) -> float | None:
         return self.evaluator.newest.loss if self.evaluator.newest else None
+
+    def _stepped(self, event: Event, effects: list[Effect]) -> None:
+        self.recorder.step(event, effects)
 
     async def after_round(self, entry: Entry) -> None:
         round_ = entry.round
