@@ -120,6 +120,13 @@ def serve(
     peer: Annotated[
         list[str] | None, typer.Option(help="Where a peer of the run is (/ip4/ADDRESS/tcp/PORT/p2p/ID); repeatable.")
     ] = None,
+    database: Annotated[
+        str,
+        typer.Option(
+            envvar="COMMONWEIGHTS_DATABASE",
+            help="sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME; DIR/database.sqlite if not given.",
+        ),
+    ] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Lead a run until it is finished; the ticket to hand out is written to DIR/ticket.txt."""
@@ -139,6 +146,7 @@ def serve(
             grpc_port,
             swarm_port,
             _web_ports(web_port),
+            database=database,
             recover=recover,
             identity=identity,
             peers=tuple(peer or ()),

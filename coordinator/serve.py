@@ -21,7 +21,9 @@ from coordinator.evaluate import Evaluator
 from coordinator.genesis import create
 from coordinator.names import Names
 from coordinator.rebuild import rebuild
+from coordinator.recorder import Recorder
 from coordinator.service import served
+from coordinator.store import Store, open_store
 from coordinator.web.publisher import published
 from coordinator.web.timeline import Timeline, samples_of
 from peer.background import cancel
@@ -61,6 +63,7 @@ class ServeOptions:
     grpc_port: int = 0
     swarm_port: int = 0
     web_ports: tuple[int, ...] = ()  # for the page, the first that is free (0: any); none: no page
+    database: str = ""  # URL; empty: FOLDER/database.sqlite
     paused: bool = False
     recover: bool = False  # the folder is lost: begin it again from the peers
     identity: Path | None = None  # a backup of the run's key, for a folder that has none
@@ -70,8 +73,9 @@ class ServeOptions:
 class Coordinator:
     """A run in progress, as the API, the page and the console see it."""
 
-    def __init__(self, folder: Path, replica: Replica, link: Link, leader: Leader, names: Names) -> None:
+    def __init__(self, folder: Path, store: Store, replica: Replica, link: Link, leader: Leader, names: Names) -> None:
         self.folder = folder
+        self.store = store
         self.log = replica.log
         self.replica = replica
         self.link = link
@@ -104,6 +108,7 @@ class Coordinator:
         leader.on_step = self._stepped
         self.ticket: Ticket | None = None
         self.page_address = ""
+        self.recorder = Recorder(store, self.log, leader, self._eval_loss)
         self._snapshotting: asyncio.Task[None] | None = None
 
     @property
@@ -119,7 +124,8 @@ class Coordinator:
         export what came out."""
         if self.evaluator.newest is None:
             self.evaluator.after_round(0)
-        tasks = [asyncio.create_task(task) for task in (self.helm.run(), self.upkeep.run(), self.link.follow())]
+        beside = (self.helm.run(), self.upkeep.run(), self.link.follow(), self.recorder.run())
+        tasks = [asyncio.create_task(task) for task in beside]
         try:
             while not (self.log.finished and self.replica.state.round == self.log.head.round):
                 await self.link.changed.wait(LOOK_SECONDS)
@@ -131,6 +137,7 @@ class Coordinator:
             if self._snapshotting is not None:
                 await asyncio.wait([self._snapshotting])
         await self.settle()
+        self.recorder.flush()
 
     async def apply(self) -> None:
         await self.replica.apply_next()
@@ -192,15 +199,20 @@ class Coordinator:
         logger.info("%s", text)
         self.on_event(text)
 
+    def _eval_loss(self) -> float | None:
+        return self.evaluator.newest.loss if self.evaluator.newest else None
+
     def _stepped(self, event: Event, effects: list[Effect]) -> None:
         if isinstance(event, Heard):
             peer = PeerId(event.peer)
             if (guest := self.leader.guests.get(peer)) is not None:
                 self.names_book.remember([(peer, guest.presence.name, guest.presence.team)])
         self.timeline.step(event, effects, time.time())
+        self.recorder.step(event, effects)
 
     async def after_round(self, entry: Entry) -> None:
         round_ = entry.round
+        self.recorder.applied(entry)
         if not entry.record.final:
             loss = self.log.accounts.loss
             self._event(f"round {round_}: {len(entry.contributions)} contributions, loss {loss:.4f}" if loss is not None
@@ -254,6 +266,22 @@ async def leading(
 ) -> AsyncIterator[Coordinator]:
     """The parts of a coordinator put together on a swarm that is up."""
     folder = options.folder
+    database = options.database or f"sqlite:///{(folder / 'database.sqlite').absolute()}"
+    with await asyncio.to_thread(open_store, database, log.run_id) as store:
+        async with _leading(log, swarm, identity, options, on_event, store) as coordinator:
+            yield coordinator
+
+
+@contextlib.asynccontextmanager
+async def _leading(
+    log: Log,
+    swarm: Swarm,
+    identity: Identity,
+    options: ServeOptions,
+    on_event: Callable[[str], None],
+    store: Store,
+) -> AsyncIterator[Coordinator]:
+    folder = options.folder
     state = State.empty(log.origin.genesis.parameters, log.spec.outer.momentum > 0)
     state.round = -1  # none yet
     link = Link(swarm, log.run_id, identity.peer_id, [], Pulse(), on_event)
@@ -264,7 +292,7 @@ async def leading(
         await replica.catch_up()
         names = Names(folder / "names.json")
         leader = Leader(replica, swarm, identity, paused=options.paused)
-        coordinator = Coordinator(folder, replica, link, leader, names)
+        coordinator = Coordinator(folder, store, replica, link, leader, names)
         coordinator.on_event = on_event
         replica.serve(swarm)
         coordinator.helm.serve()
