@@ -296,7 +296,7 @@ class Leader:
             self.headers.pop(key, None)
         finally:
             self._checks.pop(key, None)
-            if not merged and not header.was_here:
+            if not merged and not header.was_here and self.leading:  # else another leader may have merged it
                 self.replica.blobs.delete(payload_hash)
         while not self.is_awake():
             await asyncio.sleep(TICK_SECONDS)
