@@ -79,7 +79,7 @@ def demo(
         else:
             console.event("stopped; the same command goes on from here")
         if as_json:
-            print_json(result_json(spec, coordinator, result))
+            print_json(result_json(coordinator, result))
         if not result.finished:
             raise typer.Exit(INTERRUPTED)
         if not result.digests_equal and result.reports:

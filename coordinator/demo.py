@@ -170,7 +170,7 @@ async def _collect(process: asyncio.subprocess.Process) -> dict[str, Any] | None
     return report if isinstance(report, dict) else None
 
 
-def result_json(spec: RunSpec, coordinator: Coordinator, result: DemoResult) -> dict[str, Any]:
+def result_json(coordinator: Coordinator, result: DemoResult) -> dict[str, Any]:
     """What `demo --json` prints."""
     log, history = coordinator.log, coordinator.evaluator.history
     names = coordinator.names_book

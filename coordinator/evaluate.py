@@ -27,7 +27,7 @@ from peer.identity import PeerId
 from peer.log.replica import Replica
 from peer.training.checkpoint import export
 from peer.training.model_card import Contributor, Provenance
-from peer.training.tasks import load_task
+from peer.training.tasks import build_model, load_task
 from peer.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -159,10 +159,8 @@ class Evaluator:
 
     def _model(self) -> Trainer:
         if self._trainer is None:
-            task = load_task(self.spec.model.task)
-            end = self.manifest.end_of_text
-            model = task.build_model(self.spec, self.manifest.vocab_size, bos_token_id=end, eos_token_id=end)
-            self._trainer = Trainer(self.spec, task, model, torch.device("cpu"))
+            model = build_model(self.spec, self.manifest.vocab_size, self.manifest.end_of_text)
+            self._trainer = Trainer(self.spec, load_task(self.spec.model.task), model, torch.device("cpu"))
         return self._trainer
 
     def _trained_rounds(self) -> int:

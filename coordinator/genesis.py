@@ -13,7 +13,7 @@ from peer.identity import Identity
 from peer.log.chain import Log
 from peer.log.snapshots import Snapshots
 from peer.log.state import State
-from peer.training.tasks import load_task
+from peer.training.tasks import build_model
 from peer.training.trainer import FlatParameters
 from protos import log_pb2
 from protos.signing import sign
@@ -47,9 +47,7 @@ def create(spec: RunSpec, folder: Path, identity: Identity) -> Log:
 
 def initial_state(spec: RunSpec, manifest: Manifest) -> State:
     """theta before the first round, drawn from the run's seed."""
-    model = load_task(spec.model.task).build_model(
-        spec, manifest.vocab_size, bos_token_id=manifest.end_of_text, eos_token_id=manifest.end_of_text
-    )
+    model = build_model(spec, manifest.vocab_size, manifest.end_of_text)
     return State.initial(FlatParameters(model).read(), spec.outer.momentum > 0)
 
 

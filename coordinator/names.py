@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from peer.durable import write_durably
 from peer.identity import PeerId
 
 MAX_NAMES = 100_000
@@ -43,6 +43,5 @@ class Names:
             self.save()
 
     def save(self) -> None:
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"names": self.by_id, "teams": self.teams}, ensure_ascii=False, indent=0))
-        os.replace(temporary, self.path)
+        content = json.dumps({"names": self.by_id, "teams": self.teams}, ensure_ascii=False, indent=0)
+        write_durably(self.path, content.encode())

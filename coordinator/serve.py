@@ -11,7 +11,6 @@ import contextlib
 import logging
 import socket
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +51,6 @@ from protos import coordinator_pb2
 
 logger = logging.getLogger(__name__)
 
-EVENTS_KEPT = 200
 LOOK_SECONDS = 0.25
 
 
@@ -85,9 +83,8 @@ class Coordinator:
         contacts = Contacts(folder / "contacts.json")
         self.helm = Helm(self.upkeep, link, leader, contacts, Terms(folder), self._event)
         self.names_book = names
-        self.events: deque[str] = deque(maxlen=EVENTS_KEPT)
         manifest = Manifest.load(folder / "data")
-        self.evaluator = Evaluator(folder, replica, manifest, lambda peer: names.of(peer))
+        self.evaluator = Evaluator(folder, replica, manifest, names.of)
         self.on_event: Callable[[str], None] = lambda text: None
         self.evaluator.on_event = self._event
         leader.on_event = self._event
@@ -195,7 +192,6 @@ class Coordinator:
         )
 
     def _event(self, text: str) -> None:
-        self.events.append(text)
         logger.info("%s", text)
         self.on_event(text)
 
@@ -215,8 +211,8 @@ class Coordinator:
         self.recorder.applied(entry)
         if not entry.record.final:
             loss = self.log.accounts.loss
-            self._event(f"round {round_}: {len(entry.contributions)} contributions, loss {loss:.4f}" if loss is not None
-                        else f"round {round_}: no contributions")  # fmt: skip
+            what = "no contributions" if loss is None else f"{len(entry.contributions)} contributions, loss {loss:.4f}"
+            self._event(f"round {round_}: {what}")
             self.evaluator.after_round(round_)
         if round_ % self.log.spec.snapshots.every_rounds == 0:
             self._snapshotting = asyncio.create_task(self._keep_snapshot())

@@ -42,7 +42,7 @@ from peer.swarm import HivemindSwarm, Swarm
 from peer.ticket import Ticket
 from peer.training import fit, ranks
 from peer.training.hardware import Hardware, choose_hardware, device_count
-from peer.training.tasks import load_task
+from peer.training.tasks import build_model, load_task
 from peer.training.trainer import Trainer
 from protos import swarm_pb2
 
@@ -247,13 +247,10 @@ async def _fetch_manifest(log: Log, exchange: Exchange, sources: list[PeerId]) -
 def _build(log: Log, manifest: Manifest, hardware: Hardware, options: JoinOptions) -> tuple[Trainer, State]:
     """The model on its device, and the state before the first round (round -1 if this machine draws other weights)."""
     spec, genesis = log.spec, log.origin.genesis
-    task = load_task(spec.model.task)
-    model = task.build_model(
-        spec, manifest.vocab_size, bos_token_id=manifest.end_of_text, eos_token_id=manifest.end_of_text
-    )
+    model = build_model(spec, manifest.vocab_size, manifest.end_of_text)
     processes = options.processes or device_count(hardware)
     team = ranks.start(processes, spec, manifest.vocab_size, manifest.end_of_text, hardware.device)
-    trainer = Trainer(spec, task, model, hardware.device, team)
+    trainer = Trainer(spec, load_task(spec.model.task), model, hardware.device, team)
     _keep_fit(trainer, hardware, processes, options)
     if trainer.parameters.count != genesis.parameters:
         raise VerificationError(

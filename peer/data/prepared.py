@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import io
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from peer.data.manifest import FILE_NAME, FileEntry, Manifest, Shard, TokenizerF
 from peer.data.pack import SHARDS_FOLDER, Packer, batches
 from peer.data.tokenizer import FOLDER as TOKENIZER_FOLDER
 from peer.data.tokenizer import Tokenizer
+from peer.durable import write_durably
 from peer.errors import CommonweightsError, DataError
 
 _FINGERPRINT = "prepared.json"
@@ -95,8 +95,8 @@ def build(
             TokenizerFiles(kind=recipe.tokenizer_kind, files=entries), recipe.source, recipe.license
         )
         (partial / _CHECKPOINT).unlink(missing_ok=True)
-        _write(partial / _FINGERPRINT, json.dumps({"fingerprint": recipe.fingerprint}).encode())
-        _write(partial / FILE_NAME, manifest.to_json())
+        write_durably(partial / _FINGERPRINT, json.dumps({"fingerprint": recipe.fingerprint}).encode())
+        write_durably(partial / FILE_NAME, manifest.to_json())
         _publish(partial, folder)
         return manifest
 
@@ -156,7 +156,7 @@ def _checkpoint(packer: Packer, recipe: Recipe, consumed: int) -> None:
     }
     buffer = io.BytesIO()
     np.savez(buffer, state=np.array(json.dumps(state)), train=packer.train.left(), held_out=packer.held_out.left())
-    _write(packer.folder / _CHECKPOINT, buffer.getvalue())
+    write_durably(packer.folder / _CHECKPOINT, buffer.getvalue())
 
 
 def _resume(partial: Path, recipe: Recipe) -> tuple[Packer, int] | None:
@@ -195,16 +195,6 @@ def _publish(partial: Path, folder: Path) -> None:
 def _entry(root: Path, path: Path) -> FileEntry:
     sha, tree = digest_file(path)
     return FileEntry(name=path.relative_to(root).as_posix(), bytes=path.stat().st_size, sha256=sha, blake3=tree)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Replace a file atomically, on disk when this returns."""
-    temporary = path.with_name(path.name + ".new")
-    with temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from configs import RunSpec
 from configs.schema import canonical_json
+from peer.durable import sync_folder, write_durably
 from peer.errors import CommonweightsError, VerificationError
 from peer.identity import PeerId
 from peer.log.accounting import Accounts
@@ -155,7 +156,7 @@ class Log:
         if self.folder is not None:
             for entry in reversed(undone):
                 (self.folder / _file_name(entry.round)).unlink(missing_ok=True)
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
         self.entries, self.accounts = branch.entries[: shared + 1], branch.branch(shared).accounts
         for entry in branch.entries[shared + 1 :]:
             self._store(entry)
@@ -230,22 +231,3 @@ def _read(path: Path, round_: int) -> log_pb2.Signed:
 
 def _file_name(round_: int) -> str:
     return f"{round_:08d}.record"
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Complete or not at all, also after a power cut."""
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -6,11 +6,11 @@ into place last, so what is listed is complete. A manifest needs no signature: i
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
+from peer.durable import write_durably
 from peer.errors import VerificationError
 from peer.exchange.blobs import HASH_BYTES, BlobStore
 from peer.log.chain import Log
@@ -27,11 +27,8 @@ class Snapshots:
     def save(self, state: State, run_id: bytes) -> log_pb2.StateManifest:
         """Keep `state`; an earlier snapshot of the same round is replaced."""
         manifest = log_pb2.StateManifest(run_id=run_id, round=state.round, state_bytes=state.state_bytes)
-        manifest.chunk_hashes.extend(self.blobs.put(bytes(chunk)) for chunk in state.chunks())
-        path = self._path(state.round)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(manifest.SerializeToString(deterministic=True))
-        os.replace(temporary, path)
+        manifest.chunk_hashes.extend(self.blobs.put(chunk) for chunk in state.chunks())
+        write_durably(self._path(state.round), manifest.SerializeToString(deterministic=True))
         return manifest
 
     def rounds(self) -> list[int]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 
+from peer.durable import write_durably
 from peer.exchange.blobs import writing
-from peer.log.chain import write_durably
 from peer.log.rules import MAX_TERM_STEP
 
 _STEP = 1 << 10

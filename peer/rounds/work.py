@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from peer.durable import write_durably
 from peer.rounds.ranges import Ranges
 from protos import log_pb2
 from protos.signing import strict_parse
@@ -139,9 +139,7 @@ class Backlog:
                 "work": _plain(submitted.work),
             },
         }
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(value))
-        os.replace(temporary, path)
+        write_durably(path, json.dumps(value).encode())
 
     @classmethod
     def load(cls, path: Path) -> Backlog:

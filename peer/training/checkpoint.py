@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from configs.schema import RunSpec
 from peer.errors import CommonweightsError
 from peer.training.model_card import Provenance, render
-from peer.training.tasks import load_task
+from peer.training.tasks import build_model
 from peer.training.trainer import FlatParameters
 
 PROVENANCE_FILE = "commonweights.json"
@@ -46,8 +46,7 @@ def export(
     Raises:
         CommonweightsError: the folder cannot be written.
     """
-    task = load_task(spec.model.task)
-    model = task.build_model(spec, vocab_size, bos_token_id=end_of_text, eos_token_id=end_of_text)
+    model = build_model(spec, vocab_size, end_of_text)
     assert isinstance(model, PreTrainedModel)
     parameters = FlatParameters(model)
     parameters.write(theta)

@@ -37,6 +37,12 @@ class Task(Protocol):
         ...
 
 
+def build_model(spec: RunSpec, vocab_size: int, end_of_text: int) -> torch.nn.Module:
+    """The initial model of a run; `end_of_text` begins and ends its documents. See `Task.build_model`."""
+    task = load_task(spec.model.task)
+    return task.build_model(spec, vocab_size, bos_token_id=end_of_text, eos_token_id=end_of_text)
+
+
 def load_task(name: str) -> Task:
     """The task of a run spec's `model.task`."""
     assert name == "language_model", f"the run spec admits no task {name!r}"
