@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from peer.durable import write_durably
 from peer.errors import CommonweightsError
 from peer.identity import Identity
 from peer.log import chain
@@ -148,7 +149,7 @@ def test_a_crash_while_changing_over_leaves_a_whole_log(
         left[0] -= 1
         real(path, data)
 
-    real = chain.write_durably
+    real = write_durably
     monkeypatch.setattr(chain, "write_durably", dies)
     with pytest.raises(CommonweightsError):
         log.adopt(better)
