@@ -392,8 +392,12 @@ async def test_the_dht_knows_who_takes_part_and_where_the_sequencer_is(tmp_path:
         swarm.start("one", "two")
         await swarm.begin(2)
         run_id, coordinator = swarm.ticket.run_id, swarm.ticket.coordinator
-        found = await directory.peers(swarm.nodes["one"].link.swarm, run_id)
-        assert {presence.name for presence in found.values()} == {"one", "two"}
+        found: set[str] = set()
+        async with asyncio.timeout(20):  # a peer is a member before its entry is in the DHT
+            while found != {"one", "two"}:
+                await asyncio.sleep(0.02)
+                entries = await directory.peers(swarm.nodes["one"].link.swarm, run_id)
+                found = {presence.name for presence in entries.values()}
         pointer = await directory.head(swarm.nodes["one"].link.swarm, run_id, coordinator)
         assert pointer is not None and len(pointer.hash) == 32
         await swarm.finish()

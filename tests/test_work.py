@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from peer.rounds.ranges import Ranges
 from peer.rounds.work import Backlog, Work
+from protos import log_pb2
 
 TOKENS = 32  # of a sequence
 
@@ -70,7 +71,8 @@ def test_a_backlog_survives_its_file_and_a_damaged_file_is_an_empty_one(tmp_path
     """Whatever is in the file."""
     path = tmp_path / "backlog.json"
     work = Work(Ranges.of([(0, 4), (8, 9)]), 160, 2, 320.0, 1.5)
-    backlog = Backlog(settled=work).hand_in(7, b"\1" * 32, b"header").train(work).read().settle()
+    header = log_pb2.Signed(body=b"header").SerializeToString()
+    backlog = Backlog(settled=work).hand_in(7, b"\1" * 32, header).train(work).read().settle()
     backlog.save(path)
     assert Backlog.load(path) == backlog
     for damage in ("", "{}", "[]", "null", '{"settled": 3, "submitted": null}', path.read_text()[:50]):
