@@ -106,6 +106,8 @@ class Together:
         self._touched.add(what)
 
     def close(self) -> None:
+        from accelerate.state import AcceleratorState
+
         for process in self._processes:
             with contextlib.suppress(OSError):
                 _pipe(process).close()  # its end of work
@@ -117,6 +119,7 @@ class Together:
                 process.wait()
         if self.rank == 0 and self._processes and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+            AcceleratorState._reset_state(reset_partial_state=True)  # the next team of this process has another group
             _environment(None)
         self._processes = []
 
