@@ -23,7 +23,7 @@ app.add_typer(identity_app, name="identity")
 
 HOME = Path("~/.commonweights").expanduser()
 
-TicketArgument = Annotated[str, typer.Argument(help="The ticket, or a file that holds it.")]
+TicketArgument = Annotated[str, typer.Argument(help="The ticket; or a file or URL (PAGE/ticket) that holds it.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 IdentityDirOption = Annotated[Path, typer.Option("--dir", help="Folder of the identity.")]
 
@@ -210,6 +210,22 @@ def resume(folder: FolderOption = None) -> None:
     for place in _peer_folders(folder):
         was = "training goes on" if orders.resume(place) else "it was not paused"
         typer.echo(f"{place}: {was}" + ("" if orders.is_running(place) else " (no peer runs there now)"))
+
+
+@app.command()
+def health(folder: FolderOption = None, as_json: JsonOption = False) -> None:
+    """Whether the peer that runs here is in the swarm and contributing: exit code 0 or 1, for container engines."""
+    import time
+
+    from peer.health import judge, read
+
+    verdict = judge(read(folder or HOME), time.time())
+    if as_json:
+        print_json(vars(verdict))
+    else:
+        typer.echo(verdict.reason)
+    if not verdict.healthy:
+        raise typer.Exit(1)
 
 
 def _peer_folders(folder: Path | None) -> list[Path]:

@@ -68,6 +68,7 @@ class Node:
         self.spec = replica.log.spec
         self.tally = Tally()
         self.phase = "syncing"
+        self.synced_round = 0  # where it came into step with the run at this start
         self.on_event: Callable[[str], None] = link.on_event
         self.changed: Pulse = link.changed
         self.leader = Leader(replica, link.swarm, contributor.identity, on_event=link.on_event)
@@ -145,7 +146,8 @@ class Node:
         if (submitted := contributor.backlog.submitted) is not None:  # before a restart, and its round is still open
             signed = log_pb2.Signed.FromString(submitted.header)
             self._handing_in = self._beside.start(self._submit(signed, submitted.round))
-        self.on_event(f"in sync at round {self.replica.state.round}")
+        self.synced_round = self.replica.state.round
+        self.on_event(f"in sync at round {self.synced_round}")
 
     async def _fetch_log_and_state(self) -> bool:
         """From whoever leads; whether that worked."""

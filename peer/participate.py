@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from peer import health
 from peer.errors import UnreachableError
 from peer.join import JoinOptions, Report, joined, report
 from peer.manners import settings as owner
@@ -25,7 +26,7 @@ from peer.terminal.pace import Pace
 from peer.terminal.quantities import count
 from peer.ticket import Ticket
 from peer.training.hardware import choose_hardware, choose_threads, device_count, limit_memory
-from peer.view import join_view, round_figures
+from peer.view import health_facts, join_view, round_figures
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +108,8 @@ async def _shown(node: Node, console: Console) -> AsyncIterator[None]:
         if view.round != logged_round:
             logged_round = view.round
             logger.info("round %d", view.round, extra={"figures": round_figures(view)})
+        with contextlib.suppress(OSError):  # a full disk is somebody else's to say
+            health.write(node.contributor.folder, health_facts(node, time.time()))
 
     async def watch() -> None:
         while True:

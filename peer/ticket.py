@@ -15,11 +15,14 @@ import re
 import struct
 import zlib
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 from google.protobuf.message import DecodeError
 
-from peer.errors import UsageError
+from peer.errors import UnreachableError, UsageError
 from peer.identity import PeerId
 from protos import coordinator_pb2
 
@@ -31,6 +34,7 @@ _LOOKS_LIKE_A_TOKEN = re.compile(r"cw\d[^/\\.]*", re.IGNORECASE)
 _LENGTH = struct.Struct(">H")
 _CRC = struct.Struct(">I")
 _QUOTES = "\"'`<>“”‘’"
+_FETCH_SECONDS = 10.0
 _MAX_BYTES = 4096  # of content; also of a file that may hold a ticket, times two
 
 
@@ -69,18 +73,23 @@ class Ticket:
 
     @classmethod
     def parse(cls, text: str) -> Ticket:
-        """From the line itself, or from the path of a file (or of a run's folder) that holds it.
+        """From the line itself, from the path of a file (or of a run's folder) that holds it, or from a URL.
+
+        The coordinator's page has it at PAGE/ticket; over plain http it deserves as much trust as the network between.
 
         White space, line breaks and quotation marks in and around the line do no harm.
 
         Raises:
             UsageError: what is wrong with it and what to do.
+            UnreachableError: nobody answers at the URL.
         """
         token = re.sub(r"\s+", "", text).strip(_QUOTES)
         if not token:
             raise UsageError("no ticket given; ask the run's coordinator for the line in its ticket.txt")
         if _LOOKS_LIKE_A_TOKEN.fullmatch(token):
             return _decode(token)
+        if re.match(r"https?://", token):
+            return _find(_fetch(token), token)
         return _read(Path(text.strip()))
 
     def save(self, folder: Path) -> Path:
@@ -113,9 +122,26 @@ def _read(path: Path) -> Ticket:
     except (OSError, ValueError, RuntimeError) as error:  # a null byte; ~nobody
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"{str(path)[:80]!r} is not a ticket, and cannot be read as a file: {reason}") from None
+    return _find(content, str(path))
+
+
+def _fetch(url: str) -> bytes:
+    try:
+        with urlopen(url, timeout=_FETCH_SECONDS) as answer:
+            return bytes(answer.read(2 * _MAX_BYTES))
+    except HTTPError as error:
+        raise UsageError(
+            f"{url}: no ticket there ({error.code} {error.reason}); the page's is at PAGE/ticket"
+        ) from None
+    except (OSError, HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise UnreachableError(f"{url}: no ticket could be fetched: {reason}; is the coordinator up?") from None
+
+
+def _find(content: bytes, where: str) -> Ticket:
     token = re.sub(r"\s+", "", content.decode("utf-8", "replace")).strip(_QUOTES)
     if not _LOOKS_LIKE_A_TOKEN.fullmatch(token):
-        raise UsageError(f"{path}: no ticket in this file; a ticket is one line that begins with cw{_VERSION}")
+        raise UsageError(f"{where}: no ticket in it; a ticket is one line that begins with cw{_VERSION}")
     return _decode(token)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from peer.health import Facts
 from peer.log.progress import eta_seconds
 from peer.node import Node
 from peer.terminal.pace import Pace
@@ -62,6 +63,22 @@ def doing(node: Node) -> Doing:
         left_tokens=node.spec.round.target_tokens - view.round_tokens,
         tokens_per_second=view.tokens_per_second,
         swarm_words=view.state_words,
+    )
+
+
+def health_facts(node: Node, now: float) -> Facts:
+    """For `commonweights health`; `now` in Unix seconds."""
+    log, own = node.replica.log, node.contributor.identity.peer_id.public_key
+    account = log.accounts.peers.get(own)
+    last = max(account.last_round if account else 0, node.synced_round)
+    return Facts(
+        seen=now,
+        phase=node.phase,
+        round=max(0, node.replica.state.round),
+        reachable=node.link.reachable,
+        alone=node.leader.leading and not any(peer.public_key != own for peer in node.leader.guests),
+        missed_rounds=max(0, node.replica.state.round - last),
+        paused_for=node.permission.verdict.reason,
     )
 
 

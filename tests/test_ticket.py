@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import string
 import textwrap
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from peer.errors import UsageError
+from peer.errors import UnreachableError, UsageError
 from peer.identity import PeerId
 from peer.ticket import Ticket, split_address
 
@@ -123,7 +125,7 @@ def test_a_file_without_a_ticket_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="neither a ticket .* nor a file"):
         Ticket.parse(str(path))
     path.write_bytes(b"\xff\x00 not a ticket")
-    with pytest.raises(UsageError, match="no ticket in this file"):
+    with pytest.raises(UsageError, match="no ticket in it"):
         Ticket.parse(str(path))
     path.write_text(TOKEN[:50])
     with pytest.raises(UsageError, match="cut off after 50 of"):
@@ -155,3 +157,30 @@ def test_a_ticket_leads_somewhere() -> None:
         Ticket(TICKET.run_id, TICKET.coordinator, (), ())
     with pytest.raises(UsageError, match="not a multiaddr"):
         Ticket(TICKET.run_id, TICKET.coordinator, (), ("10.0.0.1:80",))
+
+
+def test_a_ticket_is_fetched_from_a_url() -> None:
+    """The page's address of it will do; what is not there, not a ticket, or not answering is said."""
+    answers = {"/ticket": TOKEN.encode(), "/page": b"<html>hello</html>"}
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = answers.get(self.path)
+            self.send_response(200 if body else 404)
+            self.end_headers()
+            self.wfile.write(body or b"")
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert str(Ticket.parse(f"{url}/ticket")) == TOKEN
+        with pytest.raises(UsageError, match="no ticket in it"):
+            Ticket.parse(f"{url}/page")
+        with pytest.raises(UsageError, match="404"):
+            Ticket.parse(f"{url}/nothing")
+        server.shutdown()
+    with pytest.raises(UnreachableError, match="is the coordinator up"):
+        Ticket.parse(f"{url}/ticket")

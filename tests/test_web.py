@@ -29,7 +29,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebServer]:
     with web_server(tmp_path_factory.mktemp("checkpoints")) as running:
         running.show(
             now=NOW,
-            run={"name": NASTY, "description": NASTY, "run_id": "ff", "join": f"commonweights join {NASTY}"},
+            run={
+                "name": NASTY,
+                "description": NASTY,
+                "run_id": "ff",
+                "ticket": "cw1abc",
+                "join": f"commonweights join {NASTY}",
+            },
             peers={"total": 1, "peers": [PEER]},
         )
         yield running
@@ -41,6 +47,7 @@ def test_each_section_is_json_and_all_of_them_are_the_snapshot(server: WebServer
     listed = server.get("/api").json
     assert {"now", "run", "peers", "snapshot", "events"} <= set(listed)
     assert server.get("/api/snapshot").json["peers"]["peers"] == [PEER]
+    assert server.get("/ticket").text == "cw1abc\n"
     assert server.get("/api/nothing").status == 404 and "/api lists them" in server.get("/api/nothing").text
 
 

@@ -69,6 +69,7 @@ class Site:
             Route("/api/events", _Asgi(self.events)),
             Route("/api/{section}", self.section, methods=get),
             Route("/checkpoints/{checkpoint}/{name:path}", self.checkpoint_file, methods=get),
+            Route("/ticket", self.ticket, methods=get),
             Route("/metrics", self.metrics, methods=get),
             Route("/healthz", self.health, methods=get),
         ]
@@ -104,6 +105,13 @@ class Site:
         if section is None:
             raise HTTPException(404, "there is no such section; /api lists them")
         return _open(section.document.response(request))
+
+    async def ticket(self, request: Request) -> Response:
+        """For `commonweights join http://HOST:PORT/ticket`."""
+        ticket = self.board.get("run").get("ticket")
+        if not ticket:
+            raise HTTPException(503, "the coordinator is still starting; ask again in a moment", {"retry-after": "2"})
+        return Response(f"{ticket}\n", media_type="text/plain")
 
     async def metrics(self, request: Request) -> Response:
         return Response(exposition(self.board, self.traffic), media_type=CONTENT_TYPE_LATEST)
