@@ -5,5 +5,8 @@ import tomllib
 from pathlib import Path
 
 project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-wanted = [*project["dependencies"], *(line for extra in sys.argv[1:] for line in project["optional-dependencies"][extra])]
+wanted = [
+    *project["dependencies"],
+    *(line for extra in sys.argv[1:] for line in project["optional-dependencies"][extra]),
+]
 sys.stdout.write("\n".join(wanted) + "\n")
