@@ -1,0 +1,51 @@
+# The coordinator: `docker run -v run:/data -p 7070-7072:7070-7072 IMAGE serve /opt/project/configs/demo.toml --dir /data/run
+# --host NAME`. Build from the repository's root:
+#
+#   docker build -f docker/coordinator.Dockerfile -t commonweights/coordinator .
+#
+# Up to the environment it is peer.Dockerfile with the PostgreSQL driver: both images share the layers of the base.
+
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+
+FROM ${PYTHON_IMAGE} AS build
+# Where torch is taken from: the index of CPU builds; empty, PyPI's, which on Linux is the CUDA build.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+RUN python3 -m venv /opt/commonweights
+ENV PATH=/opt/commonweights/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /build
+COPY constraints.txt pyproject.toml ./
+COPY docker/requirements.py docker/
+# The dependencies are a layer of their own, which a change of our code leaves as it is.
+RUN python docker/requirements.py postgres > requirements.txt \
+ && pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -c constraints.txt -r requirements.txt \
+ && rm -rf /opt/commonweights/lib/python3*/site-packages/torch/test /opt/commonweights/lib/python3*/site-packages/torch/include \
+ && find /opt/commonweights -path '*/site-packages/*' -name tests -prune -exec rm -rf {} +
+COPY README.md LICENSE ./
+COPY protos protos
+COPY configs configs
+COPY peer peer
+COPY coordinator coordinator
+RUN pip install --no-deps --target /opt/project .
+
+FROM ${PYTHON_IMAGE}
+RUN apt-get update && apt-get install -y --no-install-recommends tini && rm -rf /var/lib/apt/lists/*
+LABEL org.opencontainers.image.title="Commonweights coordinator" \
+      org.opencontainers.image.description="Starts and leads the training of an open model in common" \
+      org.opencontainers.image.licenses="Apache-2.0"
+# Everything a run needs (identity, log, data, database, checkpoints) lies in /data; the rest of the file system may be read-only, with
+# a tmpfs at /tmp.
+RUN useradd --uid 10001 --create-home --home-dir /data --shell /usr/sbin/nologin commonweights
+COPY --from=build /opt/commonweights /opt/commonweights
+COPY --from=build /opt/project /opt/project
+ENV PATH=/opt/project/bin:/opt/commonweights/bin:$PATH PYTHONPATH=/opt/project \
+    PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HF_HOME=/data/huggingface
+USER commonweights
+WORKDIR /data
+VOLUME /data
+# The API, the page, the peers.
+EXPOSE 7070 7071 7072
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
+    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:7071/healthz', timeout=4)"]
+ENTRYPOINT ["tini", "--", "commonweights-coordinator"]
+CMD ["--help"]
