@@ -9,7 +9,7 @@ PEERS ?= 3
 DIR ?= demo
 WORKERS ?= 2
 BIN := .venv/bin
-CODE := peer coordinator protos configs tests $(wildcard benchmarks)
+CODE := peer coordinator protos configs tests docker $(wildcard benchmarks)
 
 # The generated protobuf code asks for a runtime at least as new as its generator (protobuf 5.29, grpcio 1.71),
 # so the generator stays old, in an environment of its own.
@@ -27,13 +27,13 @@ define INSTALL_PROGRESS
 endef
 export INSTALL_PROGRESS
 
-.PHONY: help setup demo test pytest lint types imports format protos clean
+.PHONY: help setup demo test pytest test-images lint types imports format protos clean
 
 help:  ## this list
 	@echo "Commonweights: train open models in common."
 	@echo
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' \
-	| while IFS=$$'\t' read -r target words; do printf '  make %-8s %s\n' "$$target" "$$words"; done
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' \
+	| while IFS=$$'\t' read -r target words; do printf '  make %-11s %s\n' "$$target" "$$words"; done
 	@echo
 	@echo "  PYTHON=python3.12 make setup    with another Python    PEERS=5 make demo    with more peers"
 
@@ -71,6 +71,9 @@ test: lint types imports pytest  ## everything that must pass before a commit la
 
 pytest: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+
+test-images: setup  ## build the images and run a swarm of containers (minutes; needs a Docker engine, or root and dockerd)
+	$(BIN)/python -m pytest -p no:cacheprovider --timeout 1800 docker/test_images.py $(ARGS)
 
 lint: setup  ## ruff: style and likely mistakes
 	$(BIN)/ruff check $(CODE)
