@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peer.codecs import SEGMENT_PARAMETERS, Payload, encode, open_payload
+from peer.codecs import CODECS, SEGMENT_PARAMETERS, Payload, encode, open_payload
 from peer.errors import CommonweightsError
 from peer.log.aggregate import OuterStep, apply, norm_of, scales
 
@@ -135,11 +135,46 @@ def test_a_payload_of_another_model_is_refused() -> None:
         apply(theta, None, [contribution(torch.ones(4), 1)], PLAIN)
 
 
+def plainly(
+    theta: torch.Tensor, momentum: torch.Tensor, parts: list[tuple[Payload, int, float]], outer: OuterStep
+) -> None:
+    """The outer step as it is defined, on whole vectors: what every faster way must equal to the last bit."""
+    mean = np.zeros(theta.numel(), dtype=np.float32)
+    for (payload, _, _), scale in zip(parts, scales(parts), strict=True):
+        mean += payload.vector().numpy() * np.float32(scale)
+    weights, buffer = theta.numpy(), momentum.numpy()
+    buffer[:] = buffer * np.float32(outer.momentum) + mean
+    ahead = mean + buffer * np.float32(outer.momentum)
+    weights[:] = weights - ahead * np.float32(outer.learning_rate)
+
+
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.equal(one.view(torch.int32), other.view(torch.int32))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    names=st.lists(st.sampled_from(list(CODECS)), min_size=1, max_size=6),
+    count=st.sampled_from([1, 3, 255, 257, 4095, 4096, 4097, 9001]),
+    magnitude=st.sampled_from([1e-30, 1e-3, 1e20]),
+    seed=st.integers(0, 1000),
+)
+def test_streamed_is_as_defined(names: list[str], count: int, magnitude: float, seed: int) -> None:
+    """Adding contributions piece by piece, and only what is not zero, gives the bits of the plain formula."""
+    outer = OuterStep(0.9, 0.5)
+    parts = [contribution(noise(count, seed + index) * magnitude, 7 + index, name) for index, name in enumerate(names)]
+    theta, momentum = noise(count, seed), torch.zeros(count)
+    plain, plain_momentum = theta.clone(), momentum.clone()
+    for _ in range(2):
+        apply(theta, momentum, parts, outer)
+        plainly(plain, plain_momentum, parts, outer)
+    assert same_bits(theta, plain) and same_bits(momentum, plain_momentum)
+
+
 def test_same_bits_whatever_the_threads_and_however_payloads_are_held() -> None:
     """Replicas with other thread counts, other memory and other buffers for the payloads reach the same bits."""
     count = SEGMENT_PARAMETERS + 12_345
-    codecs = ["lowbit2", "sparse/16", "fp16", "ternary"]
-    payloads = [encode(codec, noise(count, seed)) for seed, codec in enumerate(codecs)]
+    payloads = [encode(codec, noise(count, seed)) for seed, codec in enumerate(CODECS)]
     outer = OuterStep(0.9, 0.5)
     before = torch.get_num_threads()
     states = []
@@ -159,10 +194,12 @@ def test_same_bits_whatever_the_threads_and_however_payloads_are_held() -> None:
             states.append((theta, momentum, [norm for _, _, norm in parts]))
     finally:
         torch.set_num_threads(before)
-    (theta_one, momentum_one, norms_one), (theta_three, momentum_three, norms_three) = states
-    assert torch.equal(theta_one.view(torch.int32), theta_three.view(torch.int32))
-    assert torch.equal(momentum_one.view(torch.int32), momentum_three.view(torch.int32))
-    assert norms_one == norms_three
+    theta, momentum = noise(count, 98), torch.zeros(count)
+    for _ in range(2):
+        plainly(theta, momentum, parts, outer)
+    for other_theta, other_momentum, norms in states:
+        assert same_bits(theta, other_theta) and same_bits(momentum, other_momentum)
+        assert norms == states[0][2]
 
 
 def test_order_of_contributions_is_the_records() -> None:

@@ -29,6 +29,8 @@ def test_a_blob_is_found_under_its_hash(store: BlobStore) -> None:
     assert store.has(blob) and store.size(blob) == len(content) == store.total_bytes
     assert store.read(blob) == content
     assert store.read(blob, 99_990, 50) == content[99_990:]
+    view = store.view(blob)
+    assert view == content and view.readonly
     assert list(store.hashes()) == [blob] and store.check(blob)
     assert store.path(blob).parts[-3:-1] == (blob.hex()[:2], blob.hex()[2:4])
 
@@ -36,7 +38,7 @@ def test_a_blob_is_found_under_its_hash(store: BlobStore) -> None:
 def test_the_empty_blob_is_a_blob(store: BlobStore) -> None:
     """Size 0 works everywhere: put, read, check, and as a finished download."""
     blob = store.put(b"")
-    assert store.read(blob) == b"" and store.check(blob)
+    assert store.read(blob) == b"" == bytes(store.view(blob)) and store.check(blob)
     store.delete(blob)
     partial = store.partial(blob, 0)
     assert partial.missing_bytes == 0 and partial.finish() and store.has(blob)

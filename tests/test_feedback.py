@@ -27,7 +27,7 @@ def test_what_was_sent_plus_the_buffer_is_what_was_trained(name: str, count: int
     sent = torch.zeros(count, dtype=torch.float64)
     trained = torch.zeros(count, dtype=torch.float64)
     for delta in deltas(rounds, count):
-        feedback.add(delta)
+        feedback.add(delta, torch.zeros_like(delta))
         sent += open_payload(feedback.encode(name), count).vector().double()
         trained += delta.double()
     rounding = 1e-6 * float(trained.abs().max() + sent.abs().max())
@@ -37,8 +37,8 @@ def test_what_was_sent_plus_the_buffer_is_what_was_trained(name: str, count: int
 def test_decay_forgets_old_leftovers() -> None:
     """beta multiplies the buffer before the delta is added: e <- beta * e + delta."""
     feedback = ErrorFeedback(3, decay=0.5)
-    feedback.add(torch.tensor([4.0, 0.0, -8.0]))
-    feedback.add(torch.tensor([1.0, 1.0, 1.0]))
+    feedback.add(torch.tensor([5.0, 0.0, -8.0]), torch.tensor([1.0, 0.0, 0.0]))
+    feedback.add(torch.ones(3), torch.zeros(3))
     assert feedback.buffer.tolist() == [3.0, 1.0, -3.0]
 
 
@@ -48,7 +48,7 @@ def test_the_buffer_stays_bounded_under_a_constant_delta() -> None:
     delta = torch.linspace(0.5, 1.5, 4096)
     norms = []
     for _ in range(300):
-        feedback.add(delta)
+        feedback.add(delta, torch.zeros_like(delta))
         feedback.encode("sparse/64")
         norms.append(float(feedback.buffer.norm()))
     assert max(norms[150:]) < 1.2 * max(norms[:150])
@@ -57,7 +57,7 @@ def test_the_buffer_stays_bounded_under_a_constant_delta() -> None:
 def test_a_refused_payload_goes_back_into_the_buffer() -> None:
     """put_back() undoes encode(): the next payload carries what the swarm did not accept."""
     feedback = ErrorFeedback(5000)
-    feedback.add(deltas(1, 5000)[0])
+    feedback.add(deltas(1, 5000)[0], torch.zeros(5000))
     before = feedback.buffer.clone()
     payload = feedback.encode("sparse/16")
     assert not torch.equal(feedback.buffer, before)
@@ -69,13 +69,13 @@ def test_save_and_load_continue_where_it_stopped(tmp_path: Path) -> None:
     """A buffer read back from disk gives the same next payload, bit for bit, and leaves no temporary file."""
     first, second = deltas(2, 5000)
     feedback = ErrorFeedback(5000)
-    feedback.add(first)
+    feedback.add(first, torch.zeros_like(first))
     feedback.encode("lowbit2")
     feedback.save(tmp_path / "feedback.safetensors")
     restarted = ErrorFeedback(5000)
     restarted.load(tmp_path / "feedback.safetensors")
     for each in (feedback, restarted):
-        each.add(second)
+        each.add(second, torch.zeros_like(second))
     assert feedback.encode("lowbit2") == restarted.encode("lowbit2")
     assert [path.name for path in tmp_path.iterdir()] == ["feedback.safetensors"]
 
@@ -96,10 +96,10 @@ def test_files_that_do_not_fit_are_refused_with_a_cure(tmp_path: Path) -> None:
 def test_a_diverged_delta_leaves_the_buffer_alone() -> None:
     """A NaN must not poison work that is still waiting to be sent."""
     feedback = ErrorFeedback(4)
-    feedback.add(torch.ones(4))
+    feedback.add(torch.ones(4), torch.zeros(4))
     for bad in (float("nan"), float("inf")):
         with pytest.raises(CommonweightsError, match="not finite"):
-            feedback.add(torch.tensor([0.0, bad, 0.0, 0.0]))
+            feedback.add(torch.zeros(4), torch.tensor([0.0, bad, 0.0, 0.0]))
     with pytest.raises(CommonweightsError, match="parameters"):
-        feedback.add(torch.ones(5))
+        feedback.add(torch.ones(5), torch.zeros(5))
     assert torch.equal(feedback.buffer, torch.ones(4))

@@ -6,9 +6,11 @@ per block of 256. All products are exact in fp32 (11-bit step times 8-bit intege
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
-from peer.codecs.wire import Cursor, Floats, as_half, block_count, pack_levels, pieces, plane_bytes, spans
+from peer.codecs.wire import Cursor, Floats, Term, as_half, block_count, pack_levels, pieces, plane_bytes, spans
 
 BLOCK = 256
 
@@ -22,10 +24,12 @@ class Half:
     def check(self, body: memoryview, count: int) -> None:
         self._read(body, count)
 
-    def decode(self, body: memoryview, count: int, scale: np.float32) -> Floats:
-        values = self._read(body, count)
-        values *= scale
-        return values
+    def terms(self, body: memoryview, count: int, scale: np.float32, factor: np.float32) -> Iterator[Term]:
+        for start, stop in spans(count, BLOCK):
+            values = self._read(body[2 * start : 2 * stop], stop - start)
+            values *= scale
+            values *= factor
+            yield slice(start, stop), values
 
     def largest_bytes(self, count: int) -> int:
         return 2 * count
@@ -51,11 +55,12 @@ class Uniform8:
     def check(self, body: memoryview, count: int) -> None:
         self._read(body, count)
 
-    def decode(self, body: memoryview, count: int, scale: np.float32) -> Floats:
+    def terms(self, body: memoryview, count: int, scale: np.float32, factor: np.float32) -> Iterator[Term]:
         steps, codes = self._read(body, count)
-        values = codes.astype(np.float32)
-        _scale_blocks(values, steps * scale)
-        return values
+        steps *= scale
+        for start, stop in spans(count, BLOCK):
+            values = codes[start:stop].astype(np.float32)
+            yield slice(start, stop), _scaled(values, steps, start, factor)
 
     def largest_bytes(self, count: int) -> int:
         return 2 * block_count(count, BLOCK) + count
@@ -90,15 +95,16 @@ class Uniform4:
     def check(self, body: memoryview, count: int) -> None:
         self._read(body, count)
 
-    def decode(self, body: memoryview, count: int, scale: np.float32) -> Floats:
+    def terms(self, body: memoryview, count: int, scale: np.float32, factor: np.float32) -> Iterator[Term]:
         steps, plane = self._read(body, count)
-        values = np.empty(2 * plane.size, dtype=np.float32)
-        values[0::2] = plane & 15
-        values[1::2] = plane >> 4
-        values -= np.float32(8)
-        values = values[:count]
-        _scale_blocks(values, steps * scale)
-        return values
+        steps *= scale
+        for start, stop in spans(count, BLOCK):
+            codes = plane[start // 2 : -(-stop // 2)]
+            values = np.empty(2 * codes.size, dtype=np.float32)
+            values[0::2] = codes & 15
+            values[1::2] = codes >> 4
+            values -= np.float32(8)
+            yield slice(start, stop), _scaled(values[: stop - start], steps, start, factor)
 
     def largest_bytes(self, count: int) -> int:
         return 2 * block_count(count, BLOCK) + plane_bytes(4 * count)
@@ -117,8 +123,9 @@ def _quantise(matrix: Floats, step: Floats, low: int, high: int) -> np.ndarray[t
     return np.clip(np.rint(matrix * inverse[:, None]), low, high).astype(np.int8)
 
 
-def _scale_blocks(values: Floats, steps: Floats) -> None:
-    """values *= the step of their block, in place."""
-    for start, stop in spans(values.size, BLOCK):
-        piece = values[start:stop].reshape(-1, min(BLOCK, stop - start))
-        piece *= steps[start // BLOCK : start // BLOCK + piece.shape[0], None]
+def _scaled(values: Floats, steps: Floats, start: int, factor: np.float32) -> Floats:
+    """values * the step of their block * factor, in place. The first product is exact, only the second one rounds."""
+    matrix = values.reshape(-1, min(BLOCK, values.size))
+    matrix *= steps[start // BLOCK : start // BLOCK + matrix.shape[0], None]
+    matrix *= factor
+    return values

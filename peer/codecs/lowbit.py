@@ -8,6 +8,8 @@ iterations, which stop early on heavy tails and were no faster.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
@@ -15,6 +17,7 @@ from peer.codecs.wire import (
     Bytes,
     Cursor,
     Floats,
+    Term,
     as_half,
     block_count,
     pack_bits,
@@ -99,20 +102,18 @@ class TwoLevel:
     def check(self, body: memoryview, count: int) -> None:
         self._read(body, count)
 
-    def decode(self, body: memoryview, count: int, scale: np.float32) -> Floats:
+    def terms(self, body: memoryview, count: int, scale: np.float32, factor: np.float32) -> Iterator[Term]:
         lows, highs, signs, choices = self._read(body, count)
-        low_bits, high_bits = (lows * scale).view(np.uint32), (highs * scale).view(np.uint32)
-        values = np.empty(count, dtype=np.float32)
+        low_bits, high_bits = ((level * scale * factor).view(np.uint32) for level in (lows, highs))
         for start, stop in spans(count, BLOCK):
             width = min(BLOCK, stop - start)
             rows = slice(start // BLOCK, start // BLOCK + (stop - start) // width)
-            out = values[start:stop].view(np.uint32).reshape(-1, width)
-            choice = unpack_bits(choices, start, stop).reshape(-1, width)
+            bits = unpack_bits(choices, start, stop).astype(np.uint32).reshape(-1, width)
             # low ^ (low ^ high) where the bit is set: integer work, no rounding.
-            np.multiply(choice, (low_bits[rows] ^ high_bits[rows])[:, None], out=out)
-            out ^= low_bits[rows, None]
-            out ^= unpack_bits(signs, start, stop).reshape(-1, width) * _SIGN_BIT
-        return values
+            bits *= (low_bits[rows] ^ high_bits[rows])[:, None]
+            bits ^= low_bits[rows, None]
+            bits ^= unpack_bits(signs, start, stop).reshape(-1, width) * _SIGN_BIT
+            yield slice(start, stop), bits.reshape(-1).view(np.float32)
 
     def largest_bytes(self, count: int) -> int:
         return 4 * block_count(count, BLOCK) + 2 * plane_bytes(count)
@@ -147,14 +148,16 @@ class Ternary:
     def check(self, body: memoryview, count: int) -> None:
         self._read(body, count)
 
-    def decode(self, body: memoryview, count: int, scale: np.float32) -> Floats:
+    def terms(self, body: memoryview, count: int, scale: np.float32, factor: np.float32) -> Iterator[Term]:
         levels, packed = self._read(body, count)
-        values = np.take(_TRITS, packed, axis=0).reshape(-1)[:count]  # take: five times as fast as indexing
-        levels = levels * scale
+        levels = levels * scale * factor
         for start, stop in spans(count, BLOCK):
-            piece = values[start:stop].reshape(-1, min(BLOCK, stop - start))
-            piece *= levels[start // BLOCK : start // BLOCK + piece.shape[0], None]
-        return values
+            first = start // _TRITS_PER_BYTE
+            digits = np.take(_TRITS, packed[first : plane_trits(stop)], axis=0)  # five times as fast as indexing
+            values = digits.reshape(-1)[start - _TRITS_PER_BYTE * first :][: stop - start]
+            matrix = values.reshape(-1, min(BLOCK, stop - start))
+            matrix *= levels[start // BLOCK : start // BLOCK + matrix.shape[0], None]
+            yield slice(start, stop), values
 
     def largest_bytes(self, count: int) -> int:
         return 2 * block_count(count, BLOCK) + plane_trits(count)
@@ -186,16 +189,14 @@ class Sign:
     def check(self, body: memoryview, count: int) -> None:
         self._read(body, count)
 
-    def decode(self, body: memoryview, count: int, scale: np.float32) -> Floats:
+    def terms(self, body: memoryview, count: int, scale: np.float32, factor: np.float32) -> Iterator[Term]:
         levels, signs = self._read(body, count)
-        level_bits = (levels * scale).view(np.uint32)
-        values = np.empty(count, dtype=np.float32)
+        level_bits = (levels * scale * factor).view(np.uint32)
         for start, stop in spans(count, BLOCK):
             width = min(BLOCK, stop - start)
-            out = values[start:stop].view(np.uint32).reshape(-1, width)
-            np.multiply(unpack_bits(signs, start, stop).reshape(-1, width), _SIGN_BIT, out=out)
-            out ^= level_bits[start // BLOCK : start // BLOCK + out.shape[0], None]
-        return values
+            bits = unpack_bits(signs, start, stop).reshape(-1, width) * _SIGN_BIT
+            bits ^= level_bits[start // BLOCK : start // BLOCK + bits.shape[0], None]
+            yield slice(start, stop), bits.reshape(-1).view(np.float32)
 
     def largest_bytes(self, count: int) -> int:
         return 2 * block_count(count, BLOCK) + plane_bytes(count)

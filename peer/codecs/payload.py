@@ -21,9 +21,9 @@ Values below 2^-25 of their segment's largest are lost to the rounding of the le
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -31,8 +31,10 @@ import torch
 from peer.codecs.dense import Half, Uniform4, Uniform8
 from peer.codecs.lowbit import Sign, Ternary, TwoLevel
 from peer.codecs.sparse import TopK
-from peer.codecs.wire import Floats
+from peer.codecs.wire import Floats, Term
 from peer.errors import CommonweightsError, PayloadError
+
+T = TypeVar("T")
 
 SEGMENT_PARAMETERS = 1 << 22
 VERSION = 1
@@ -52,9 +54,10 @@ class SegmentCodec(Protocol):
     def encode(self, values: Floats) -> bytes: ...
 
     def check(self, body: memoryview, count: int) -> None:
-        """Raise PayloadError unless `decode` will give `count` finite values."""
+        """Raise PayloadError unless `terms` will give at most `count` finite values in their places."""
 
-    def decode(self, body: memoryview, count: int, scale: np.float32) -> Floats: ...
+    def terms(self, body: memoryview, count: int, scale: np.float32, factor: np.float32) -> Iterator[Term]:
+        """The decoded values, exact, and then times `factor`, rounded once; piece by piece, in the reader's cache."""
 
     def largest_bytes(self, count: int) -> int:
         """Upper bound of a valid body's size."""
@@ -102,7 +105,34 @@ class Payload:
     def segment(self, index: int) -> tuple[int, torch.Tensor]:
         """(offset, values): the decoded fp32 values of one segment, dense, on CPU, the caller's to change."""
         segment = self._segments[index]
-        return segment.offset, torch.from_numpy(CODECS[self.codec].decode(segment.body, segment.length, segment.scale))
+        values = np.zeros(segment.length, dtype=np.float32)
+        for where, term in self._terms(segment, np.float32(1)):
+            values[where] = term
+        return segment.offset, torch.from_numpy(values)
+
+    def add_segment(self, index: int, total: Floats, factor: np.float32) -> None:
+        """total += factor * the segment's values, in place; product and sum are rounded one after the other.
+
+        What is zero is not added: no total that began as +0 notices, since +0 + 0 and x + 0 change nothing.
+
+        Args:
+            total: fp32 [the segment's length].
+        """
+        for where, term in self._terms(self._segments[index], factor):
+            total[where] += term
+
+    def add_to(self, vector: torch.Tensor, factor: float) -> None:
+        """vector += factor * decoded values, in place, segment by segment. `vector` fp32 [parameters], CPU."""
+        values = vector.numpy()
+
+        def add(index: int) -> None:
+            segment = self._segments[index]
+            self.add_segment(index, values[segment.offset : segment.offset + segment.length], np.float32(factor))
+
+        in_parallel(add, range(self.segments))
+
+    def _terms(self, segment: _Segment, factor: np.float32) -> Iterator[Term]:
+        return CODECS[self.codec].terms(segment.body, segment.length, segment.scale, factor)
 
     def vector(self) -> torch.Tensor:
         """All decoded values, fp32 [parameters]. For tests and small models; `segment` needs less memory."""
@@ -130,7 +160,7 @@ def encode(name: str, vector: torch.Tensor) -> bytes:
         exponent = _exponent(values)
         return codec.encode(values * np.float32(2.0**-exponent)), exponent
 
-    parts = _each(encode_at, starts)
+    parts = in_parallel(encode_at, starts)
     head = _HEADER.pack(_MAGIC, VERSION, b"", name.encode(), flat.numel())
     table = b"".join(_ENTRY.pack(len(body), exponent) for body, exponent in parts)
     return b"".join((head, table, *(body for body, _ in parts)))
@@ -163,8 +193,7 @@ def open_payload(payload: bytes | memoryview, parameters: int) -> Payload:
     if count != parameters:
         raise PayloadError(f"payload of {count} parameters; the model has {parameters}")
     segments = _table(view, parameters)
-    for segment in segments:
-        codec.check(segment.body, segment.length)
+    in_parallel(lambda index: codec.check(segments[index].body, segments[index].length), range(len(segments)))
     return Payload(name, parameters, len(view), segments)
 
 
@@ -207,10 +236,10 @@ def _exponent(values: Floats) -> int:
     return max(_EXPONENTS.start, int(np.frexp(largest)[1]) - 15)
 
 
-def _each(work: Callable[[int], tuple[bytes, int]], items: range) -> list[tuple[bytes, int]]:
+def in_parallel(work: Callable[[int], T], items: range) -> list[T]:
     """`work` for every item, in order, on as many threads as torch uses (numpy releases the interpreter lock)."""
     workers = min(torch.get_num_threads(), len(items))
-    if workers == 1:
+    if workers <= 1:
         return [work(item) for item in items]
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(work, items))

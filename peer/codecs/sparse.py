@@ -10,6 +10,7 @@ difference, without a loop. One Rice parameter per segment, the cheapest.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,8 @@ from peer.codecs.wire import (
     Cursor,
     Flags,
     Floats,
+    Places,
+    Term,
     as_half,
     pack_bits,
     pack_levels,
@@ -33,7 +36,6 @@ from peer.errors import PayloadError
 BLOCK = 4096
 _HEAD = struct.Struct("<BI")  # Rice parameter, bits in the unary plane
 _LARGEST_RICE = 12
-Places = npt.NDArray[np.int64]
 
 
 class _Shape(NamedTuple):
@@ -79,14 +81,12 @@ class TopK:
     def check(self, body: memoryview, count: int) -> None:
         self._read(body, count)
 
-    def decode(self, body: memoryview, count: int, scale: np.float32) -> Floats:
+    def terms(self, body: memoryview, count: int, scale: np.float32, factor: np.float32) -> Iterator[Term]:
         shape = self._shape(count)
         lows, highs, signs, choices, places = self._read(body, count)
-        low, high = np.repeat(lows * scale, shape.kept), np.repeat(highs * scale, shape.kept)
+        low, high = (np.repeat(levels * scale * factor, shape.kept) for levels in (lows, highs))
         chosen = np.where(unpack_bits(choices, 0, shape.total), high, low)
-        values = np.zeros(count, dtype=np.float32)
-        values[places] = np.where(unpack_bits(signs, 0, shape.total), -chosen, chosen)
-        return values
+        yield places, np.where(unpack_bits(signs, 0, shape.total), -chosen, chosen)
 
     def largest_bytes(self, count: int) -> int:
         shape = self._shape(count)

@@ -20,6 +20,10 @@ from peer.errors import PayloadError
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 Flags = npt.NDArray[np.bool_]
+Places = npt.NDArray[np.int64]  # in a segment, strictly increasing
+
+Term = tuple[slice | Places, Floats]
+"""Some of a segment's decoded values and where they belong; what no term speaks of is zero."""
 
 # Values worked on at once: the temporaries of one piece stay in the processor's cache, which is worth a factor of two.
 PIECE = 1 << 17

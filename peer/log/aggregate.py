@@ -2,8 +2,9 @@
 
 Everything here is a fixed sequence of IEEE operations: elementwise multiplications and additions as separate numpy
 calls (nothing fused, nothing reduced in an order that depends on threads or vector width), sums only as a halving tree,
-and scalars in Python's float64. That is slower than BLAS and the reason why replicas agree. It works segment by
-segment: beside the weights it needs the memory of four segments.
+and scalars in Python's float64. That is slower than BLAS and the reason why replicas agree. Segments are worked on by
+as many threads as torch has, each value by one thread in the record's order; beside the weights, every thread needs the
+memory of two segments, however many contributions there are.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy.typing as npt
 import torch
 
 from peer.codecs import SEGMENT_PARAMETERS, Payload
+from peer.codecs.payload import in_parallel
 from peer.codecs.wire import Floats
 from peer.errors import CommonweightsError
 
@@ -38,13 +40,17 @@ def norm_of(payload: Payload) -> float:
     Squares of fp32 values are exact in float64; they are summed by halving trees over 2^16 values, and the trees' sums
     by one more.
     """
-    sums: list[float] = []
-    for index in range(payload.segments):
+
+    def sums_of(index: int) -> list[float]:
         values = payload.segment(index)[1].numpy()
+        sums = []
         for start in range(0, values.size, _TREE):
             squares = values[start : start + _TREE].astype(np.float64)
             squares *= squares
             sums.append(_tree_sum(squares))
+        return sums
+
+    sums = [each for segment in in_parallel(sums_of, range(payload.segments)) for each in segment]
     return math.sqrt(_tree_sum(np.array(sums)))
 
 
@@ -86,17 +92,19 @@ def apply(
     factors = [np.float32(scale) for scale in scales(contributions)]
     weights = theta.numpy()
     buffer = momentum.numpy() if momentum is not None and outer.momentum > 0 else None
-    for index, (start, stop) in enumerate(_segments(theta.numel())):
+    segments = _segments(theta.numel())
+
+    def apply_to(index: int) -> None:
+        start, stop = segments[index]
         mean = np.zeros(stop - start, dtype=np.float32)
         for (payload, _, _), factor in zip(contributions, factors, strict=True):
-            if factor == 0:
-                continue
-            values = payload.segment(index)[1].numpy()
-            np.multiply(values, factor, out=values)
-            np.add(mean, values, out=mean)
+            if factor != 0:
+                payload.add_segment(index, mean, factor)
         step = mean if buffer is None else _with_momentum(mean, buffer[start:stop], outer)
         np.multiply(step, np.float32(outer.learning_rate), out=step)
         np.subtract(weights[start:stop], step, out=weights[start:stop])
+
+    in_parallel(apply_to, range(len(segments)))
 
 
 def _with_momentum(mean: Floats, buffer: Floats, outer: OuterStep) -> Floats:

@@ -355,7 +355,7 @@ def apply_entry(state: State, entry: Entry, log: Log, blobs: BlobStore) -> bytes
         return entry.record.base_digest
     outer = log.spec.outer
     contributions = [
-        (open_payload(blobs.read(item.payload_hash), state.theta.numel()), item.tokens, norm)
+        (open_payload(blobs.view(item.payload_hash), state.theta.numel()), item.tokens, norm)
         for (_, item), norm in zip(entry.contributions, entry.norms, strict=True)
     ]
     with torch.no_grad():

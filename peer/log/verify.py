@@ -99,7 +99,7 @@ def _replay(entry: Entry, state: State, digest: bytes, log: Log, blobs: BlobStor
         if not blobs.check(item.payload_hash):
             raise VerificationError(f"{who}: its payload {item.payload_hash.hex()[:16]} is missing or damaged")
         try:
-            payload = open_payload(blobs.read(item.payload_hash), state.theta.numel())
+            payload = open_payload(blobs.view(item.payload_hash), state.theta.numel())
         except CommonweightsError as error:
             raise VerificationError(f"{who}: {error}") from None
         if aggregate.norm_of(payload) != norm:

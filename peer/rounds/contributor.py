@@ -79,9 +79,9 @@ class Contributor:
         Progress that is not finite is dropped, with its tokens: it would spoil everything that comes after it.
         """
         base = self.replica.state.theta if self._anchor is None else self._anchor
-        delta = torch.sub(base, local)
         try:
-            await self.replica.compute(self.feedback.add, delta)
+        try:
+            await self.replica.compute(self.feedback.add, base, local)
             self.backlog = self.backlog.settle()
         except CommonweightsError as error:
             self.on_event(f"this round's work is dropped: {error}")
@@ -231,7 +231,7 @@ class Contributor:
         blobs = self.replica.blobs
         if not blobs.check(payload_hash):
             return False
-        self.feedback.put_back(open_payload(blobs.read(payload_hash), self.feedback.buffer.numel()))
+        self.feedback.put_back(open_payload(blobs.view(payload_hash), self.feedback.buffer.numel()))
         blobs.delete(payload_hash)
         return True
 

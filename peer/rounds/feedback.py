@@ -19,6 +19,7 @@ from peer.codecs import Payload, encode, open_payload
 from peer.errors import CommonweightsError
 
 _KEY = "error_feedback"
+_PIECE = 1 << 18  # values at once: their temporaries stay in the processor's cache
 
 
 class ErrorFeedback:
@@ -28,37 +29,39 @@ class ErrorFeedback:
         self.decay = decay
         self.buffer = torch.zeros(parameters, dtype=torch.float32)
 
-    def add(self, delta: torch.Tensor) -> None:
-        """e <- decay * e + delta, for a flat fp32 delta of the buffer's length.
+    def add(self, start: torch.Tensor, local: torch.Tensor) -> None:
+        """e <- decay * e + (start - local), for two flat fp32 vectors of the buffer's length, piece by piece.
 
         Raises:
-            CommonweightsError: a value of delta is not finite; the buffer is then unchanged.
+            CommonweightsError: a value of the difference is not finite; the buffer is then unchanged.
         """
-        if delta.shape != self.buffer.shape:
+        if not start.shape == local.shape == self.buffer.shape:
             raise CommonweightsError(
-                f"pseudo-gradient of shape {list(delta.shape)} for a model of {self.buffer.numel()} parameters"
+                f"pseudo-gradient of shape {list(local.shape)} for a model of {self.buffer.numel()} parameters"
             )
-        # A sum is finite only if all of its terms are; one that overflows although they are is as bad.
-        if not torch.isfinite(delta.sum(dtype=torch.float64)):
-            raise CommonweightsError("the pseudo-gradient is not finite: training diverged, lower the learning rate")
-        if self.decay != 1.0:
-            self.buffer *= self.decay
-        self.buffer += delta.to(self.buffer.device)
+        pieces = list(zip(*(vector.split(_PIECE) for vector in (self.buffer, start, local)), strict=True))
+        scratch = torch.empty(min(_PIECE, self.buffer.numel()))
+        for _, before, after in pieces:
+            delta = torch.sub(before, after, out=scratch[: before.numel()])
+            # A sum is finite only if all of its terms are; one that overflows although they are is as bad.
+            if not torch.isfinite(delta.sum()):
+                raise CommonweightsError(
+                    "the pseudo-gradient is not finite: training diverged, lower the learning rate"
+                )
+        for buffer, before, after in pieces:
+            if self.decay != 1.0:
+                buffer *= self.decay
+            buffer += torch.sub(before, after, out=scratch[: before.numel()])
 
     def encode(self, codec: str) -> bytes:
         """Compress the buffer, and keep in it only what the payload does not say. See `peer.codecs.encode`."""
         payload = encode(codec, self.buffer)
-        opened = open_payload(payload, self.buffer.numel())
-        for index in range(opened.segments):
-            offset, sent = opened.segment(index)
-            self.buffer[offset : offset + sent.numel()] -= sent
+        open_payload(payload, self.buffer.numel()).add_to(self.buffer, -1.0)
         return payload
 
     def put_back(self, payload: Payload) -> None:
         """Undo `encode` for a payload that the swarm did not accept: it is sent again with the next one."""
-        for index in range(payload.segments):
-            offset, sent = payload.segment(index)
-            self.buffer[offset : offset + sent.numel()] += sent
+        payload.add_to(self.buffer, 1.0)
 
     def save(self, path: str | Path) -> None:
         """Write to a safetensors file; whoever reads it sees the old file or the whole new one."""

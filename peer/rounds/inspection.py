@@ -64,7 +64,7 @@ async def fetch_and_measure(contribution: log_pb2.Contribution, maker: PeerId, r
 
 
 def _norm(contribution: log_pb2.Contribution, replica: Replica) -> float:
-    content = replica.blobs.read(contribution.payload_hash)
+    content = replica.blobs.view(contribution.payload_hash)
     if len(content) != contribution.payload_bytes:  # it was here before, and the header lies: nobody could fetch it
         raise Refused(f"the payload has {len(content)} bytes, its header says {contribution.payload_bytes}")
     payload = open_payload(content, replica.log.origin.genesis.parameters)
