@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,6 +39,9 @@ class Weights:
 
     def write(self, vector: torch.Tensor) -> None:
         self.vector = vector.clone()
+
+    def change(self, change: Callable[[torch.Tensor, slice], torch.Tensor]) -> None:
+        self.vector = change(self.vector.clone(), slice(0, PARAMETERS)).clone()
 
 
 class FakeTrainer:

@@ -303,6 +303,14 @@ def test_flat_vector_round_trip(architecture: str, model: dict[str, Any]) -> Non
     assert identities == [id(parameter) for parameter in built.parameters()]
 
 
+def test_weights_are_changed_in_their_places() -> None:
+    """change() hands out every parameter with its place in the flat vector, and takes the new weights, once each."""
+    flat = FlatParameters(small_model(small_spec()))
+    before = flat.read()
+    flat.change(lambda weights, part: weights.mul_(2).add_(before[part]))
+    assert torch.equal(flat.read(), 3 * before)
+
+
 def test_other_architectures_train() -> None:
     """What transformers calls a causal language model trains, with its own names for the same settings."""
     for architecture, model in [("gpt2", GPT2), ("mamba", MAMBA)]:

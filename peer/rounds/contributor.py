@@ -5,10 +5,11 @@ The two arithmetic facts to know:
     contribute:  e <- beta e + (anchor - local);  c = encode(e);  e <- e - decode(c)
     rebase:      start <- theta_r - k e;  local <- start + (local - anchor);  anchor = start
 
-`anchor` is what the local progress not yet in `e` is measured from: where the round began, or the local weights when
-they were settled last. k is `codec.keep_unsent`: a peer goes on from weights that still hold a part of what it learnt
-and could not send yet; its next steps then fit to what it will send. Nothing is ever lost but by a kill: what was not
-merged is in the local weights, in `e`, or in a payload that goes back into `e`.
+`anchor` is what the local progress not yet in `e` is measured from: `start`, which follows from theta and `e` and is
+not kept, or the local weights when they were settled last, the one copy of the weights beside theta and `e`. k is
+`codec.keep_unsent`: a peer goes on from weights that still hold a part of what it learnt and could not send yet; its
+next steps then fit to what it will send. Nothing is ever lost but by a kill: what was not merged is in the local
+weights, in `e`, or in a payload that goes back into `e`.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Contributor:
         self.lock = asyncio.Lock()
         self.on_event: Callable[[str], None] = lambda text: None
         self.keep_unsent = replica.log.spec.codec.keep_unsent
-        self._anchor: torch.Tensor | None = None  # None: theta
+        self._anchor: torch.Tensor | None = None  # None: theta - k e
         self._settled = False  # since theta last changed
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
 
@@ -78,16 +79,15 @@ class Contributor:
 
         Progress that is not finite is dropped, with its tokens: it would spoil everything that comes after it.
         """
-        base = self.replica.state.theta if self._anchor is None else self._anchor
+        base, keep = (self.replica.state.theta, self.keep_unsent) if self._anchor is None else (self._anchor, 0.0)
         try:
-        try:
-            await self.replica.compute(self.feedback.add, base, local)
+            await self.replica.compute(self.feedback.add, base, local, keep)
             self.backlog = self.backlog.settle()
         except CommonweightsError as error:
             self.on_event(f"this round's work is dropped: {error}")
             self.backlog = self.backlog.spoilt()
-            await self.on_device(self.trainer.parameters.write, base)
-            local = base.clone()
+            local = torch.sub(base, self.feedback.buffer, alpha=keep)
+            await self.on_device(self.trainer.parameters.write, local)
         self._anchor = local
         self._settled = True
 
@@ -195,7 +195,8 @@ class Contributor:
 
     async def begin(self) -> None:
         """Start training from the present theta."""
-        await self.on_device(self._write, None)
+        self._anchor, self._settled = None, False
+        await self.on_device(self.trainer.parameters.change, lambda weights, part: self._start(part))
 
     async def rebase(self) -> None:
         """Move the local weights to the present theta, keeping what was trained since they were settled."""
@@ -204,19 +205,16 @@ class Contributor:
     def _rebase(self) -> None:
         if not self._settled:  # the final record: theta is the same
             return
-        assert self._anchor is not None, "settled weights have an anchor"
-        self._write(self.trainer.parameters.read().sub_(self._anchor))
+        anchor = self._anchor
+        assert anchor is not None, "settled weights have an anchor"
+        self.trainer.parameters.change(lambda weights, part: weights.sub_(anchor[part]).add_(self._start(part)))
+        self._anchor, self._settled = None, False
         if self.replica.log.spec.resets_momentum:
             self.trainer.forget_direction()
 
-    def _write(self, progress: torch.Tensor | None) -> None:
-        """Local weights: theta, less a part of what was not sent, plus `progress`."""
-        start = self.replica.state.theta
-        self._anchor = None
-        if self.keep_unsent:
-            start = self._anchor = torch.sub(start, self.feedback.buffer, alpha=self.keep_unsent)
-        self.trainer.parameters.write(start if progress is None else progress.add_(start))
-        self._settled = False
+    def _start(self, part: slice) -> torch.Tensor:
+        """Where a peer goes on from: theta, less a part of what was not sent."""
+        return torch.sub(self.replica.state.theta[part], self.feedback.buffer[part], alpha=self.keep_unsent)
 
     def _encode(self) -> tuple[bytes, int]:
         """Move what the codec can say from the buffer into a stored payload: its hash and size in bytes."""

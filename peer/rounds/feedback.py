@@ -9,6 +9,7 @@ Costs 4 bytes per parameter of host memory.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -29,8 +30,8 @@ class ErrorFeedback:
         self.decay = decay
         self.buffer = torch.zeros(parameters, dtype=torch.float32)
 
-    def add(self, start: torch.Tensor, local: torch.Tensor) -> None:
-        """e <- decay * e + (start - local), for two flat fp32 vectors of the buffer's length, piece by piece.
+    def add(self, start: torch.Tensor, local: torch.Tensor, keep: float = 0.0) -> None:
+        """e <- decay * e + (start - keep * e - local), for two flat fp32 vectors of the buffer's length.
 
         Raises:
             CommonweightsError: a value of the difference is not finite; the buffer is then unchanged.
@@ -39,19 +40,24 @@ class ErrorFeedback:
             raise CommonweightsError(
                 f"pseudo-gradient of shape {list(local.shape)} for a model of {self.buffer.numel()} parameters"
             )
-        pieces = list(zip(*(vector.split(_PIECE) for vector in (self.buffer, start, local)), strict=True))
-        scratch = torch.empty(min(_PIECE, self.buffer.numel()))
-        for _, before, after in pieces:
-            delta = torch.sub(before, after, out=scratch[: before.numel()])
-            # A sum is finite only if all of its terms are; one that overflows although they are is as bad.
-            if not torch.isfinite(delta.sum()):
-                raise CommonweightsError(
-                    "the pseudo-gradient is not finite: training diverged, lower the learning rate"
-                )
-        for buffer, before, after in pieces:
+        # A sum is finite only if all of its terms are; one that overflows although they are is as bad.
+        if not all(torch.isfinite(delta.sum()) for _, delta in self._deltas(start, local, keep)):
+            raise CommonweightsError("the pseudo-gradient is not finite: training diverged, lower the learning rate")
+        for buffer, delta in self._deltas(start, local, keep):
             if self.decay != 1.0:
                 buffer *= self.decay
-            buffer += torch.sub(before, after, out=scratch[: before.numel()])
+            buffer += delta
+
+    def _deltas(
+        self, start: torch.Tensor, local: torch.Tensor, keep: float
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """(piece of the buffer, start - keep * buffer - local there), all delta pieces in the same memory."""
+        scratch = torch.empty(min(_PIECE, self.buffer.numel()))
+        for buffer, before, after in zip(
+            *(vector.split(_PIECE) for vector in (self.buffer, start, local)), strict=True
+        ):
+            delta = torch.sub(before, buffer, alpha=keep, out=scratch[: buffer.numel()])
+            yield buffer, delta.sub_(after)
 
     def encode(self, codec: str) -> bytes:
         """Compress the buffer, and keep in it only what the payload does not say. See `peer.codecs.encode`."""

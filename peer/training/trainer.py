@@ -82,6 +82,22 @@ class FlatParameters:
             for parameter, part in self._parts(vector):
                 parameter.copy_(part)
 
+    def change(self, change: Callable[[torch.Tensor, slice], torch.Tensor]) -> None:
+        """Rewrite the weights parameter by parameter: no copy of the whole model is made.
+
+        Args:
+            change: (a parameter's weights as fp32 on the CPU, its to overwrite; their place in the flat vector) -> the
+                new ones.
+        """
+        start = 0
+        with torch.no_grad():
+            for parameter in self._parameters:
+                weights = torch.empty(parameter.numel())
+                weights.view(parameter.shape).copy_(parameter)
+                stop = start + parameter.numel()
+                parameter.copy_(change(weights, slice(start, stop)).view(parameter.shape))
+                start = stop
+
     def _parts(self, vector: torch.Tensor) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
         start = 0
         for parameter in self._parameters:
