@@ -232,6 +232,7 @@ async def test_a_coordinator_whose_folder_is_lost_begins_it_again_from_the_peers
         await one_log(swarm)
         accounts = swarm.coordinator.log.accounts
         assert all(accounts.credit[peer] > tokens for peer, tokens in credit.items())
+        assert not any("taken back" in event for event in swarm.events if event.startswith("coordinator: "))
         await stop_all(swarm)
     verdict = verify(tmp_path / "coordinator")
     assert verdict.ok, verdict.errors

@@ -175,20 +175,29 @@ class Helm:
             self.leader.go_on()
 
     async def _decide(self, answers: Standings, silent_seconds: float) -> None:
-        words = [_word(peer, standing) for peer, standing in answers.items()]
-        followed = b"" if self._is_banned() else self.link.sequencer.public_key
-        decision: Decision = decide(
-            self.own.public_key, followed, self._line(answers), words, silent_seconds, self.silence_seconds
-        )
+        decision = self._decision(answers, silent_seconds)
+        if isinstance(decision, Lead) and await self._catch_up_with_all(answers):
+            decision = self._decision(answers, silent_seconds)  # the log may know the leader only now
         match decision:
             case Follow(leader, term):
                 told = [it for it in answers.values() if it.leader == leader]
                 self._turn_to(PeerId(leader), term, told[0].leader_addresses if told else ())
             case Lead(rank):
-                for peer, standing in sorted(answers.items(), key=lambda item: -item[1].tokens):
-                    with contextlib.suppress(*MENDABLE):
-                        await self.upkeep.catch_up_with(peer, standing.head_round, standing.head_hash)
                 await self._lead(rank)
+
+    def _decision(self, answers: Standings, silent_seconds: float) -> Decision:
+        words = [_word(peer, standing) for peer, standing in answers.items()]
+        followed = b"" if self._is_banned() else self.link.sequencer.public_key
+        line = self._line([*answers, *(PeerId(word.leader) for word in words if word.leader)])
+        return decide(self.own.public_key, followed, line, words, silent_seconds, self.silence_seconds)
+
+    async def _catch_up_with_all(self, answers: Standings) -> bool:
+        """Whether anybody had more than this node."""
+        news = False
+        for peer, standing in sorted(answers.items(), key=lambda item: -item[1].tokens):
+            with contextlib.suppress(*MENDABLE):
+                news |= await self.upkeep.catch_up_with(peer, standing.head_round, standing.head_hash)
+        return news
 
     async def _lead(self, rank: int, cursor: int = 0) -> None:
         """Take the lead, from the head of the log as this node has it."""
@@ -227,9 +236,7 @@ class Helm:
     async def find(self) -> None:
         """Somebody to follow, for a node that starts while its leader does not answer."""
         answers = await self.neighbours.ask([self.link.sequencer, *self.contacts.addresses])
-        for peer, standing in answers.items():
-            with contextlib.suppress(*MENDABLE):
-                await self.upkeep.catch_up_with(peer, standing.head_round, standing.head_hash)
+        await self._catch_up_with_all(answers)
         await self._decide(answers, 0.0)
 
     def leave(self) -> None:
