@@ -276,7 +276,8 @@ class Replica:
         )
 
     async def _newest_manifest(self, swarm: Swarm, head_digest: bytes) -> log_pb2.StateManifest | None:
-        request = swarm_pb2.ManifestRequest(run_id=self.log.run_id, round=self.log.head.round)
+        newest = self.log.head.round - (not head_digest and self.log.head.round > 0)  # else there is nothing to check by
+        request = swarm_pb2.ManifestRequest(run_id=self.log.run_id, round=newest)
         for peer in self._sources():
             try:
                 reply = await swarm.call(peer, "manifest", request.SerializeToString(), timeout_seconds=CALL_SECONDS)

@@ -212,8 +212,11 @@ class Upkeep:
         self.on_event(f"in sync again at round {self.replica.state.round}")
 
     async def _load(self) -> None:
+        view, head = self.link.view, self.replica.log.head
+
         async def change() -> list[Entry]:
-            await self.replica.reload(self.link.swarm, self.link.view.head_digest)
+            digest = view.head_digest if view.head_hash == head.hash else b""
+            await self.replica.reload(self.link.swarm, digest)
             return []
 
         async with self._forward:
