@@ -143,7 +143,14 @@ async def assembled(
         replica.serve(swarm)
         sources: list[Source] = [LocationSource(mirror) for mirror in log.spec.data.mirrors]
         sources.append(BlobSource(fetch, store.delete))
-        async with ShardReader(manifest, folder / "data", sources, key=order_key(log.spec.run.seed)) as reader:
+        async with ShardReader(
+            manifest,
+            folder / "data",
+            sources,
+            key=order_key(log.spec.run.seed),
+            keep=lambda entry, path: store.adopt(path, bytes.fromhex(entry.blake3)),
+            forget=lambda entry: store.delete(bytes.fromhex(entry.blake3)),
+        ) as reader:
 
             def apply(settings: Settings) -> None:
                 exchange.upload.set_rate(settings.network.upload_bytes_per_second)

@@ -135,13 +135,15 @@ class Replica:
         )
 
     async def fetch_blob(self, hash_: bytes, size: int, *likely: PeerId) -> None:
-        """Have one blob in the store; `likely` holders are asked after the usual sources.
+        """Have one blob in the store. The usual sources share the load; `likely` holders, its maker above all, whose
+        uplink has carried it once already, are asked after them.
 
         Raises:
             UnreachableError: nobody could give it.
         """
         if not self.blobs.has(hash_):
-            sources = list(dict.fromkeys([*self._sources(), *likely]))
+            usual = [peer for peer in self._sources() if peer not in likely]
+            sources = [*self.exchange.donors.order(hash_, usual), *likely]
             await self.exchange.fetch(hash_, size, sources, deadline_seconds=PAYLOAD_SECONDS)
 
     async def apply_next(self) -> Entry:
