@@ -28,7 +28,7 @@ def internet() -> Iterator[netns.Internet]:
 
 
 def config(folder: Path, rounds: int = ROUNDS) -> Path:
-    """A model of 0.9 million parameters whose contributions, 1.8 MB in fp16, keep a link of 10 Mbit/s busy for 1.5 s."""
+    """A model of 0.9 million parameters: a contribution, 1.8 MB in fp16, keeps a link of 10 Mbit/s busy for 1.5 s."""
     path = tiny_config(folder, rounds=rounds, inner_steps=3)
     text = path.read_text().replace("hidden_size = 16", "hidden_size = 128").replace("= 32\nnum", "= 512\nnum")
     text = text.replace("num_hidden_layers = 2", "num_hidden_layers = 3").replace(
