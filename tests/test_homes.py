@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,8 +13,11 @@ from typing import Any
 
 import pytest
 
+from peer.identity import Identity
+from peer.log.chain import Log
+from peer.ticket import Ticket
 from tests import netns
-from tests.commands import tiny_config, until
+from tests.commands import records, tiny_config, until
 
 WHY_NOT = netns.missing()
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "")
@@ -93,3 +97,39 @@ def test_homes_behind_nat_on_slow_links_contribute_fully(internet: netns.Interne
         assert report["bytes_sent"] <= 1.3 * ROUNDS * payload
         text = peers[name].err.read_text()
         assert "Traceback" not in text and "diverged" not in text
+
+
+def test_the_run_is_entered_without_the_coordinator(internet: netns.Internet, tmp_path: Path) -> None:
+    """The coordinator is killed. A peer behind NAT that knew the run starts again, with its old ticket; a newcomer
+    behind another NAT comes in with the ticket in a peer's folder. Both contribute to rounds that others lead."""
+    server, folder = internet.host("server"), tmp_path / "run"
+    leading = serve(server, folder, tiny_config(tmp_path, rounds=100_000, inner_steps=30))
+    homes = [internet.home("first").host("alice"), internet.home("second").host("dave")]
+    carol = join(internet.host("carol"), tmp_path / "carol", folder / "ticket.txt")
+    alice = join(homes[0], tmp_path / "alice", folder / "ticket.txt")
+    until(lambda: records(tmp_path / "carol") >= 3 and contributed("alice", tmp_path / "carol", 0), "both contribute")
+    ticket = tmp_path / "carol" / "ticket.txt"
+    until(lambda: ticket.exists() and "/p2p/" in str(Ticket.parse(str(ticket)).swarm_addresses), "her ticket names her")
+    for program in (leading, alice):
+        os.killpg(program.process.pid, signal.SIGKILL)
+    alice = join(homes[0], tmp_path / "alice", folder / "ticket.txt")
+    dave = join(homes[1], tmp_path / "dave", ticket)
+
+    def led_without(name: str) -> bool:
+        return contributed(name, tmp_path / "carol", len(Log.load(folder / "log").entries))
+
+    until(lambda: led_without("alice") and led_without("dave"), "both contribute without the coordinator", 180)
+    for program in (carol, alice, dave):
+        assert program.process.poll() is None
+        text = program.err.read_text()
+        assert "Traceback" not in text, text
+
+
+def contributed(name: str, witness: Path, since: int) -> bool:
+    """Whether `name` has a contribution in a record of `witness` from round `since` on."""
+    key = witness.with_name(name) / "identity.key"
+    if not key.exists():
+        return False
+    own = Identity.load(key).peer_id.public_key
+    log = Log.load(witness / "log")
+    return any(signer == own for entry in log.entries[since:] for signer, _ in entry.contributions)
