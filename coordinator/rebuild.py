@@ -18,6 +18,7 @@ from coordinator.prepare import prepare
 from peer.data.manifest import FILE_NAME, Manifest
 from peer.errors import CommonweightsError, DataError, UnreachableError, UsageError, VerificationError
 from peer.exchange.blobs import BlobStore
+from peer.exchange.donors import Donors
 from peer.exchange.download import Download
 from peer.identity import Identity, PeerId
 from peer.log.chain import Log
@@ -123,10 +124,11 @@ async def _fetch(blob: bytes, size: int, blobs: BlobStore, swarm: Swarm, holders
     if blobs.has(blob):
         return
 
-    async def arrived(size: int) -> None:
+    async def arrived(source: PeerId, size: int) -> None:
         pass
 
-    download = Download(swarm, blobs, blob, size, arrived=arrived, streams=asyncio.Semaphore(4))
+    donors = Donors(swarm.peer_id)
+    download = Download(swarm, blobs, blob, size, arrived=arrived, streams=asyncio.Semaphore(4), donors=donors)
     download.add(holders)
     try:
         async with asyncio.timeout(FETCH_SECONDS):

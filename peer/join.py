@@ -48,6 +48,7 @@ from protos import swarm_pb2
 
 logger = logging.getLogger(__name__)
 
+TICKET_SECONDS = 5.0  # between two looks whether the ticket in the folder should name others
 FETCH_SECONDS = 120.0  # for the manifest
 IDENTITY_FILE = "identity.key"
 
@@ -100,8 +101,7 @@ async def joined(ticket: Ticket, options: JoinOptions, on_event: Callable[[str],
     choose_hardware(options.device)  # a wrong --device is said before anything is started
     identity = options.identity()
     port = owner.load(owner.ensure(options.folder), options.overrides).network.port
-    known = Contacts(options.folder / "contacts.json").addresses
-    bootstrap = [(ticket.coordinator, ticket.swarm_addresses), *known.items()]
+    bootstrap = list({**ticket.contacts, **others(ticket, options.folder)}.items())
     async with (
         await HivemindSwarm.create(identity, port=port, bootstrap=bootstrap) as swarm,
         assembled(swarm, identity, ticket, options, on_event) as node,
@@ -116,13 +116,13 @@ async def assembled(
     """The parts of a node put together on a swarm that is up."""
     folder = options.folder
     hardware = choose_hardware(options.device)
-    link = Link(swarm, ticket.run_id, ticket.coordinator, list(ticket.swarm_addresses), Pulse(), on_event)
+    link = Link(swarm, ticket.run_id, ticket.coordinator, ticket.contacts[ticket.coordinator], Pulse(), on_event)
     try:
         await link.connect()
     except UnreachableError:
-        if not await link.connect_through(Contacts(folder / "contacts.json").addresses):
+        if not await link.connect_through(others(ticket, folder)):
             raise
-        on_event("the coordinator does not answer; joining through peers that this one knew")
+        on_event("the coordinator does not answer; joining through other peers")
     log = await _open_log(link, ticket, folder / "log")
     store = BlobStore(folder / "blobs")
     steward = Steward(folder, options.overrides, Machine(open_gpu(hardware.uuid)), on_event)
@@ -143,7 +143,14 @@ async def assembled(
         replica.serve(swarm)
         sources: list[Source] = [LocationSource(mirror) for mirror in log.spec.data.mirrors]
         sources.append(BlobSource(fetch, store.delete))
-        async with ShardReader(manifest, folder / "data", sources, key=order_key(log.spec.run.seed)) as reader:
+        async with ShardReader(
+            manifest,
+            folder / "data",
+            sources,
+            key=order_key(log.spec.run.seed),
+            keep=lambda entry, path: store.adopt(path, bytes.fromhex(entry.blake3)),
+            forget=lambda entry: store.delete(bytes.fromhex(entry.blake3)),
+        ) as reader:
 
             def apply(settings: Settings) -> None:
                 exchange.upload.set_rate(settings.network.upload_bytes_per_second)
@@ -160,14 +167,44 @@ async def assembled(
             node.helm.serve()
             watching = asyncio.create_task(steward.watch(apply, link.changed.beat))
             watching.add_done_callback(_say_why)
+            telling = asyncio.create_task(_keep_ticket(ticket, node, folder))
             try:
                 yield node
             finally:
-                await cancel(watching)
+                await cancel(watching, telling)
     finally:
         contributor.close()
         await asyncio.to_thread(trainer.close)
         replica.close()
+
+
+def others(ticket: Ticket, folder: Path) -> dict[PeerId, list[str]]:
+    """Who else may let this peer in: those it knew before, and those of the ticket, which come last and are asked
+    first."""
+    named = {peer: addresses for peer, addresses in ticket.contacts.items() if peer != ticket.coordinator}
+    known = Contacts(folder / "contacts.json").addresses
+    return {**{peer: known[peer] for peer in known if peer not in named}, **named}
+
+
+def ticket_through(ticket: Ticket, node: Node) -> Ticket:
+    """The same run by way of this node, if others can dial it, and of some that take part now and can be dialled."""
+    swarm, contacts = node.link.swarm, node.helm.contacts.addresses
+    for peer in sorted(PeerId(key) for key in node.link.view.sources):  # sorted: it changes when they do
+        if peer in contacts and peer not in (ticket.coordinator, swarm.peer_id):
+            ticket = ticket.naming(peer, contacts[peer])
+    return ticket.naming(swarm.peer_id, swarm.addresses) if swarm.addresses else ticket
+
+
+async def _keep_ticket(ticket: Ticket, node: Node, folder: Path) -> None:
+    """Have a ticket in the folder that lets newcomers in while the coordinator is away."""
+    kept = None
+    while True:
+        current = ticket_through(ticket, node)
+        if current != kept:
+            kept = current
+            with contextlib.suppress(OSError):  # a full disk is somebody else's to complain about
+                current.save(folder)
+        await asyncio.sleep(TICKET_SECONDS)
 
 
 def _not_at_home(steward: Steward) -> str | None:

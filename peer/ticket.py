@@ -14,7 +14,8 @@ import base64
 import re
 import struct
 import zlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
@@ -24,9 +25,13 @@ from google.protobuf.message import DecodeError
 
 from peer.errors import UnreachableError, UsageError
 from peer.identity import PeerId
+from peer.swarm.multiaddr import split_peer
 from protos import coordinator_pb2
 
 FILE_NAME = "ticket.txt"
+
+MAX_OTHERS = 4  # peers beside the coordinator: a ticket is still one line in a chat
+MAX_ADDRESSES_EACH = 2
 
 _VERSION = 1
 _TOKEN = re.compile(r"cw(\d)([a-z2-7]*)", re.IGNORECASE)
@@ -45,7 +50,7 @@ class Ticket:
     run_id: bytes  # 32 bytes: hash of the genesis record
     coordinator: PeerId
     grpc_addresses: tuple[str, ...]  # "host:port"
-    swarm_addresses: tuple[str, ...]  # multiaddrs, without /p2p
+    swarm_addresses: tuple[str, ...]  # multiaddrs: the coordinator's without /p2p, other peers' with
 
     def __post_init__(self) -> None:
         if len(self.run_id) != 32:
@@ -57,6 +62,7 @@ class Ticket:
         for address in self.swarm_addresses:
             if not address.startswith("/"):
                 raise UsageError(f"{address!r} is not a multiaddr; write /ip4/ADDRESS/tcp/PORT or /dns4/NAME/tcp/PORT")
+            split_peer(address)
 
     def __str__(self) -> str:
         content = coordinator_pb2.Ticket(
@@ -70,6 +76,28 @@ class Ticket:
         data = _LENGTH.pack(len(content)) + content
         data += _CRC.pack(zlib.crc32(data))
         return f"cw{_VERSION}" + base64.b32encode(data).decode().rstrip("=").lower()
+
+    @property
+    def contacts(self) -> dict[PeerId, list[str]]:
+        """Who lets a newcomer in, with addresses: the coordinator, and peers in case it is away."""
+        found: dict[PeerId, list[str]] = {self.coordinator: []}
+        for address in self.swarm_addresses:
+            bare, peer = split_peer(address)
+            found.setdefault(peer or self.coordinator, []).append(bare)
+        return found
+
+    def naming(self, peer: PeerId, addresses: Sequence[str]) -> Ticket:
+        """The same run by way of one more peer. The one named longest ago makes room; the coordinator stays."""
+        others = {other: known for other, known in self.contacts.items() if other not in (self.coordinator, peer)}
+        others[peer] = list(addresses)[:MAX_ADDRESSES_EACH]
+        named = list(others.items())[-MAX_OTHERS:]
+        return replace(
+            self,
+            swarm_addresses=(
+                *self.contacts[self.coordinator],
+                *(f"{address}/p2p/{other}" for other, known in named for address in known),
+            ),
+        )
 
     @classmethod
     def parse(cls, text: str) -> Ticket:

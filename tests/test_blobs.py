@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peer.errors import CommonweightsError, DataError
+from peer.exchange import blobs
 from peer.exchange.blobs import SEGMENT_BYTES, BlobStore
 
 
@@ -170,7 +171,7 @@ def test_pieces_from_several_places_fill_a_segment_once(
 
 
 def test_old_leftovers_are_swept(store: BlobStore) -> None:
-    """Abandoned downloads go after a week, unfinished writes of a killed process at the next start."""
+    """Abandoned downloads go after a day, unfinished writes of a killed process at the next start."""
     folder = store.folder / "partial"
     (folder / "abc.new").write_bytes(b"x")
     old, young = folder / ("0" * 64), folder / ("1" * 64)
@@ -179,3 +180,30 @@ def test_old_leftovers_are_swept(store: BlobStore) -> None:
     os.utime(old, (1.0, 1.0))
     BlobStore(store.folder)
     assert os.listdir(folder) == [young.name]
+
+
+def test_abandoned_downloads_make_room(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the process runs: beginnings that nobody is at go when they are old or too many; the one in use stays."""
+    monkeypatch.setattr(blobs, "MAX_PARTIAL_BYTES", 150_000)
+    names = [bytes([number]) * 32 for number in range(4)]
+    used = store.partial(names[0], 100_000)
+    for name in names[1:]:
+        store.partial(name, 100_000).close()
+    held = {path.name[:2] for path in (store.folder / "partial").iterdir()}
+    assert held == {"00", "02", "03"}
+    monkeypatch.setattr(blobs, "UNUSED_SECONDS", -1.0)
+    store.partial(names[0], 100_000).close()
+    assert {path.name[:2] for path in (store.folder / "partial").iterdir()} == {"00"}
+    used.close()
+
+
+def test_a_checked_file_becomes_a_blob_without_a_copy(store: BlobStore, tmp_path: Path) -> None:
+    """Shards lie in the cache and in the store under two names; either may be deleted."""
+    file = tmp_path / "shard"
+    file.write_bytes(b"tokens")
+    blob = blake3(b"tokens").digest()
+    store.adopt(file, blob)
+    store.adopt(file, blob)
+    assert store.check(blob) and store.total_bytes == 6 and file.stat().st_nlink == 2
+    file.unlink()
+    assert store.read(blob) == b"tokens"

@@ -9,6 +9,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from peer.data.private import PrivateRows
 from peer.data.reader import ShardReader
 from peer.data.sources import BlobSource, LocationSource, Source
 from peer.errors import DataError, UnreachableError
+from peer.exchange.blobs import BlobStore
 from tests.texts import copy_stdlib, run_config
 
 KEY = order_key(7)
@@ -415,3 +417,37 @@ async def test_private_data_that_is_not_there_is_named(prepared: Path, manifest:
     """A wrong path is a one-line error."""
     with pytest.raises(DataError, match="private data: .*nowhere does not exist"):
         await PrivateRows.open(str(tmp_path / "nowhere"), manifest, prepared / "tokenizer", tmp_path / "cache", key=KEY)
+
+
+async def test_what_the_cache_holds_others_can_have(prepared: Path, manifest: Manifest, tmp_path: Path) -> None:
+    """Every shard is offered once it was checked, also one from an earlier start, and withdrawn when it leaves."""
+    store = BlobStore(tmp_path / "blobs")
+
+    def reader(**options: Any) -> ShardReader:
+        return ShardReader(
+            manifest,
+            tmp_path / "cache",
+            [LocationSource(str(prepared))],
+            key=KEY,
+            keep=lambda entry, path: store.adopt(path, bytes.fromhex(entry.blake3)),
+            forget=lambda entry: store.delete(bytes.fromhex(entry.blake3)),
+            **options,
+        )
+
+    def held() -> set[str]:
+        return {path.name for path in (tmp_path / "cache" / "shards").iterdir()}
+
+    def offered() -> set[str]:
+        names = {entry.blake3: Path(entry.name).name for entry in manifest.shards}
+        return {names[blob.hex()] for blob in store.hashes() if store.check(blob)}
+
+    async with reader() as first:
+        await first.prefetch(range(64))
+    assert held() == offered() != set()
+    for blob in list(store.hashes()):
+        store.delete(blob)
+    async with reader(cache_bytes=2 * manifest.shards[0].bytes) as second:
+        for position in range(0, manifest.rows, 16):
+            await second.rows([position])
+            assert offered() <= held()
+    assert offered() and len(held()) <= 2

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 
@@ -17,10 +18,13 @@ from hypothesis import strategies as st
 
 import peer.exchange.download
 import peer.exchange.exchange
+import peer.exchange.pace
 from peer.errors import CommonweightsError, Refused, UnreachableError
 from peer.exchange import ratelimit
 from peer.exchange.blobs import SEGMENT_BYTES, BlobStore
+from peer.exchange.donors import Donors
 from peer.exchange.exchange import Exchange
+from peer.exchange.pace import ECHO_SECONDS, LOOK_SECONDS, START_BYTES_PER_SECOND, Echoes, Pace, adjusted
 from peer.exchange.ratelimit import RateLimiter, full, spend
 from peer.identity import Identity, PeerId
 from peer.swarm import HivemindSwarm
@@ -50,7 +54,8 @@ def new_peer(network: MemoryNetwork, tmp_path: Path) -> NewPeer:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Deadlines short enough for tests; the logic does not depend on their size."""
-    monkeypatch.setattr(peer.exchange.download, "SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(peer.exchange.pace, "START_BYTES_PER_SECOND", 1e9)
+    monkeypatch.setattr(peer.exchange.download, "SILENCE_SECONDS", 1.0)
     monkeypatch.setattr(peer.exchange.download, "STALLED_SECONDS", 0.1)
     monkeypatch.setattr(peer.exchange.download, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(peer.exchange.download, "LOOK_SECONDS", 0.02)
@@ -285,6 +290,115 @@ async def test_serving_has_limits(new_peer: NewPeer, network: MemoryNetwork, mon
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
     await until(lambda: not donor._serving)
+
+
+async def test_frozen_takers_cost_others_nothing(
+    new_peer: NewPeer, network: MemoryNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crowd that opens streams and reads nothing: once that shows, they hold no places, and a blob gets through at
+    the donor's full rate."""
+    monkeypatch.setattr(peer.exchange.exchange, "STUCK_SECONDS", 0.05)
+    donor, taker = new_peer(upload_bytes_per_second=4_000_000), new_peer()
+    blob = donor.store.put(os.urandom(SEGMENT_BYTES))
+    request = BlobRequest(hash=blob).SerializeToString()
+    frozen = [
+        network.node().stream(id_of(donor), "blob", request, timeout_seconds=60, max_bytes=SEGMENT_BYTES)
+        for _ in range(40)
+    ]
+    for stream in frozen:
+        with contextlib.suppress(Refused):
+            await anext(stream)
+        await asyncio.sleep(0.01)
+    began = time.monotonic()
+    await taker.fetch(blob, SEGMENT_BYTES, [id_of(donor)], deadline_seconds=20)
+    assert donor._serving.total() > 20, "they are there all the time"
+    assert time.monotonic() - began < 10
+    for stream in frozen:
+        await stream.aclose()
+
+
+async def test_who_does_not_have_it_yet_is_asked_again(new_peer: NewPeer) -> None:
+    """As long as somebody slow has the blob, one that gets it meanwhile helps; without anybody, the end comes soon."""
+    slow, late, taker = new_peer(upload_bytes_per_second=400_000), new_peer(), new_peer()
+    content = os.urandom(2 * SEGMENT_BYTES)
+    blob = slow.store.put(content)
+    fetch = asyncio.create_task(taker.fetch(blob, len(content), [id_of(late), id_of(slow)], deadline_seconds=60))
+    await until(lambda: taker.bytes_received > 0)
+    late.store.put(content)
+    await fetch
+    assert late.bytes_sent > slow.bytes_sent > 0
+
+
+async def test_a_liar_is_not_asked_again(new_peer: NewPeer, network: MemoryNetwork) -> None:
+    """Once found out it is left out of other blobs too, though it is the first in line."""
+    liar, honest, taker = new_peer(), new_peer(), new_peer()
+    contents = [os.urandom(100_000) for _ in range(3)]
+    blobs = [put_everywhere(content, [liar, honest]) for content in contents]
+    network.corrupt(id_of(liar))
+    for blob in blobs:
+        await taker.fetch(blob, 100_000, [id_of(liar), id_of(honest)], deadline_seconds=20)
+    assert liar.bytes_sent == 100_000 and honest.bytes_sent == 300_000
+    assert list(taker.donors.liars) == [id_of(liar)]
+
+
+def test_load_spreads_by_speed() -> None:
+    """Different nodes ask different holders first; one that was seen to be four times as fast is asked first more
+    often; one that failed is asked later."""
+    donors = [Identity.new().peer_id for _ in range(4)]
+    blob = os.urandom(32)
+
+    def firsts(fast: PeerId | None = None, failed: PeerId | None = None) -> Counter[PeerId]:
+        count: Counter[PeerId] = Counter()
+        for _ in range(400):
+            mine = Donors(PeerId(os.urandom(32)))
+            for donor in donors if fast else []:
+                mine.gave(donor, 4000 if donor == fast else 1000, 1.0)
+            if failed:
+                mine.failed(failed)
+            count[mine.order(blob, donors)[0]] += 1
+        return count
+
+    assert min(firsts().values()) > 50
+    assert firsts(fast=donors[2])[donors[2]] > 160
+    assert firsts(failed=donors[1])[donors[1]] < 70
+
+
+def simulated(link: float) -> tuple[float, float]:
+    """A sender paced by `adjusted` for a minute on a link (bytes per second) with an endless queue: what share of it
+    was used, and the longest that anything waited in the second half."""
+    pace, queued, passed, worst, now = Pace(START_BYTES_PER_SECOND), 0.0, 0.0, 0.0, 0.0
+    while now < 60:
+        elapsed = max(LOOK_SECONDS, min(ECHO_SECONDS, queued / link))
+        moved = pace.bytes_per_second * elapsed
+        out = min(queued + moved, link * elapsed)
+        queued, passed, now = queued + moved - out, passed + out, now + elapsed
+        worst = max(worst, queued / link) if now > 30 else 0.0
+        pace = adjusted(pace, min(ECHO_SECONDS, queued / link), moved, elapsed)
+    return passed / now / link, worst
+
+
+@given(link=st.floats(60e3, 200e6))
+def test_the_pace_finds_the_link(link: float) -> None:
+    """From 0.5 Mbit/s to 1.6 Gbit/s: most of it is used, and the queue stays far below a heartbeat's patience."""
+    used, worst = simulated(link)
+    assert used > 0.6 and worst < 2.0
+
+
+def test_a_pace_that_is_not_used_does_not_grow() -> None:
+    """What little traffic there was says nothing about a higher rate."""
+    pace = Pace(1e6)
+    assert adjusted(pace, 0.0, 1000.0, LOOK_SECONDS) == pace
+    assert adjusted(pace, 3.0, 0.0, LOOK_SECONDS).bytes_per_second == 1e6
+
+
+def test_the_quickest_answer_tells_of_our_own_link() -> None:
+    """One frozen partner is its own affair; a wait that all have in common is ours."""
+    a, b = Identity.new().peer_id, Identity.new().peer_id
+    echoes = Echoes()
+    assert echoes.queue_seconds([]) == 0.0
+    assert echoes.queue_seconds([(a, 0.02), (b, 0.1)]) == 0.0
+    assert echoes.queue_seconds([(a, 1.0), (b, 0.1)]) < 0.01
+    assert echoes.queue_seconds([(a, 0.5), (b, 0.6)]) == pytest.approx(0.48, abs=0.03)
 
 
 async def test_nonsense_requests_are_refused(new_peer: NewPeer, network: MemoryNetwork) -> None:

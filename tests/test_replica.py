@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +14,14 @@ import torch
 from peer.errors import PayloadError, VerificationError
 from peer.exchange.blobs import BlobStore
 from peer.identity import Identity
+from peer.log import replica as replica_module
+from peer.log import snapshots as snapshots_module
+from peer.log import state as state_module
 from peer.log.chain import Log
 from peer.log.replica import Diverged, Replica
 from peer.log.snapshots import Snapshots
 from peer.log.state import State
+from protos import log_pb2
 from tests.small_run import PARAMETERS, SmallRun, payload, replica_of, small_run
 
 
@@ -87,6 +93,92 @@ async def test_a_state_that_diverged_is_replaced_by_the_swarms(tmp_path: Path) -
             await replica.catch_up()
         await replica.reload(run.network.node(), run.leader.replica.digest)
         assert replica.digest == run.leader.replica.digest == replica.state.digest()
+
+
+def enlarge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """States of many chunks."""
+    for module in (state_module, snapshots_module):
+        monkeypatch.setattr(module, "CHUNK_BYTES", 32)
+
+
+async def test_the_cheaper_way_is_taken(tmp_path: Path) -> None:
+    """Fewer bytes: a replay while the missed contributions weigh less than a state, else the newest snapshot."""
+    async with followed(tmp_path, 6) as (run, replica):
+        await run.leader.replica.keep_snapshot(2)
+        digest, state_bytes = run.leader.replica.digest, replica.state.state_bytes
+        for behind, expected in ((1, "replay"), (6, "state")):
+            late = replica_of(replica.log, tmp_path / f"late{behind}", run.network.node(), run.leader.identity)
+            for entry in replica.log.entries[1 : 7 - behind]:
+                await late.fetch_payloads(entry)
+                await late.apply_next()
+            before = late.exchange.bytes_received
+            replay = sum(entry.contributions[0][1].payload_bytes for entry in replica.log.entries[7 - behind :])
+            assert (replay < state_bytes) == (expected == "replay")
+            await late.join(late.exchange._swarm, digest)
+            assert late.exchange.bytes_received - before == min(replay, state_bytes)
+            assert late.digest == digest == late.state.digest()
+            late.close()
+
+
+async def test_a_state_comes_from_several_donors_and_goes_on_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two donors give parts of it, a liar among them is found out; what came before a kill is not fetched again; a
+    newer snapshot does not make it useless; afterwards the joiner is a donor itself."""
+    enlarge(monkeypatch)
+    async with followed(tmp_path, 5) as (run, first):
+        leader, digest = run.leader.replica, run.leader.replica.digest
+        await leader.keep_snapshot(2)
+        await first.join(first.exchange._swarm, digest)
+        assert first.snapshots.rounds() == [5]
+        swarms = {name: run.network.node(Identity.new()) for name in ("liar", "late")}
+        liar = replica_of(first.log, tmp_path / "liar", swarms["liar"], run.leader.identity)
+        await liar.join(swarms["liar"], digest)
+        run.network.corrupt(swarms["liar"].peer_id)
+        late = replica_of(first.log, tmp_path / "late", swarms["late"], run.leader.identity)
+        donors = [run.leader.swarm.peer_id, first.exchange._swarm.peer_id, swarms["liar"].peer_id]
+        late._sources = lambda: donors
+        monkeypatch.setattr(replica_module, "CHUNKS_AT_ONCE", 2)
+        before = [leader.exchange.bytes_sent, first.exchange.bytes_sent]
+        fetch = late.exchange.fetch
+        count = iter(range(100))
+
+        async def killed(*arguments: Any, **options: Any) -> None:
+            if next(count) >= 6:
+                raise RuntimeError
+            await fetch(*arguments, **options)
+
+        monkeypatch.setattr(late.exchange, "fetch", killed)
+        task = asyncio.ensure_future(late.join(swarms["late"], digest))
+        await asyncio.wait([task])
+        assert isinstance(task.exception(), RuntimeError)
+        monkeypatch.setattr(late.exchange, "fetch", fetch)
+        kept = late.blobs.total_bytes
+        assert kept > 0 and not late.snapshots.rounds()
+        received = late.exchange.bytes_received
+        await late.join(swarms["late"], digest)
+        assert late.digest == digest == late.state.digest()
+        lost = 32 * (1 + 1)  # each lie is a chunk that comes twice; the liar is asked once or twice at the same time
+        assert late.exchange.bytes_received - received <= late.state.state_bytes - kept + 8 * lost
+        assert leader.exchange.bytes_sent > before[0] and first.exchange.bytes_sent > before[1]
+        assert set(late.exchange.donors.liars) <= {swarms["liar"].peer_id}
+        assert late.snapshots.rounds() == [5] and late.snapshots.begun() is None
+        for replica in (liar, late):
+            replica.close()
+
+
+def test_chunks_of_a_state_given_up_leave_the_disk(tmp_path: Path) -> None:
+    """When another state is begun, except those that they share."""
+    store = BlobStore(tmp_path / "blobs")
+    snapshots = Snapshots(tmp_path / "snapshots", store)
+    a, b, c = (store.put(bytes([number])) for number in range(3))
+    snapshots.begin(log_pb2.StateManifest(round=1, chunk_hashes=[a, b]))
+    snapshots.begin(log_pb2.StateManifest(round=2, chunk_hashes=[b, c]))
+    assert set(store.hashes()) == {b, c}
+    begun = Snapshots(tmp_path / "snapshots", store).begun()
+    assert begun is not None and begun.round == 2
+    (tmp_path / "snapshots" / "begun").write_bytes(b"\xff")
+    assert snapshots.begun() is None
 
 
 async def test_payloads_that_a_snapshot_makes_needless_are_dropped(tmp_path: Path) -> None:

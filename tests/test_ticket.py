@@ -184,3 +184,21 @@ def test_a_ticket_is_fetched_from_a_url() -> None:
         server.shutdown()
     with pytest.raises(UnreachableError, match="is the coordinator up"):
         Ticket.parse(f"{url}/ticket")
+
+
+def test_a_ticket_names_other_peers_too() -> None:
+    """In case the coordinator is away: a few, the newest ones, each with its key; old readers of the coordinator's
+    addresses lose nothing."""
+    coordinator, peers = PeerId(bytes(32)), [PeerId(bytes([number]) * 32) for number in range(1, 8)]
+    ticket = Ticket(bytes(32), coordinator, ("a:1",), ("/ip4/1.2.3.4/tcp/1",))
+    assert ticket.contacts == {coordinator: ["/ip4/1.2.3.4/tcp/1"]}
+    for number, peer in enumerate(peers):
+        ticket = ticket.naming(peer, [f"/ip4/5.6.7.{number}/tcp/{port}" for port in (1, 2, 3)])
+    ticket = Ticket.parse(str(ticket.naming(peers[4], ["/dns4/five/tcp/5"])))
+    assert ticket.contacts == {
+        coordinator: ["/ip4/1.2.3.4/tcp/1"],
+        **{peers[n]: [f"/ip4/5.6.7.{n}/tcp/1", f"/ip4/5.6.7.{n}/tcp/2"] for n in (3, 5, 6)},
+        peers[4]: ["/dns4/five/tcp/5"],
+    }
+    with pytest.raises(UsageError):
+        Ticket(bytes(32), coordinator, (), ("/ip4/1.2.3.4/tcp/1/p2p/nobody",))

@@ -11,7 +11,7 @@ import asyncio
 import os
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -38,6 +38,8 @@ class ShardReader:
         sources: asked in this order for a file that the cache lacks.
         key: of the order, see `peer.data.order.order_key`.
         cache_bytes: how much the cache may hold; None: everything. What one call needs at once is kept even above it.
+        keep, forget: told of every file that is sound and in the cache, and of those that leave it, so that others can
+            be given them.
     """
 
     def __init__(
@@ -48,12 +50,15 @@ class ShardReader:
         *,
         key: bytes,
         cache_bytes: int | None = None,
+        keep: Callable[[FileEntry, Path], None] = lambda entry, path: None,
+        forget: Callable[[FileEntry], None] = lambda entry: None,
     ) -> None:
         self.manifest = manifest
         self.cache = cache
         self.cache_bytes = cache_bytes
         self._sources = list(sources)
         self._key = key
+        self._keep, self._forget = keep, forget
         self._open: OrderedDict[str, Rows] = OrderedDict()  # least recently used first
         self._fetching: dict[str, asyncio.Task[None]] = {}
         self._pinned: Counter[str] = Counter()  # shards that calls under way need
@@ -149,6 +154,7 @@ class ShardReader:
         if path.exists():
             problem = await asyncio.to_thread(self._problem, entry, path)
             if problem is None:
+                await asyncio.to_thread(self._keep, entry, path)
                 return
             path.unlink(missing_ok=True)
             tried.append(f"cache: {problem}")
@@ -162,6 +168,7 @@ class ShardReader:
                 if problem is None:
                     partial.replace(path)
                     self.bytes_fetched += entry.bytes
+                    await asyncio.to_thread(self._keep, entry, path)
                     return
                 tried.append(f"{source}: {problem}")
             except CommonweightsError as error:
@@ -206,17 +213,18 @@ class ShardReader:
         """Delete the least recently used shards until the cache fits, those of earlier processes included."""
         if self.cache_bytes is None:
             return
-        held = [(shard.name, self.cache / shard.name) for shard in [*self.manifest.shards, *self.manifest.held_out]]
+        held = [(shard, self.cache / shard.name) for shard in [*self.manifest.shards, *self.manifest.held_out]]
         ranks = {name: rank for rank, name in enumerate(self._open)}
-        stats = [(ranks.get(name, -1), path.stat(), name, path) for name, path in held if path.exists()]
+        stats = [(ranks.get(shard.name, -1), path.stat(), shard, path) for shard, path in held if path.exists()]
         total = sum(stat.st_size for _, stat, _, _ in stats)
-        for _, stat, name, path in sorted(stats, key=lambda item: (item[0], item[1].st_mtime_ns, item[2])):
+        for _, stat, shard, path in sorted(stats, key=lambda item: (item[0], item[1].st_mtime_ns, item[2].name)):
             if total <= self.cache_bytes:
                 return
-            if self._pinned[name] > 0 or name in self._fetching:
+            if self._pinned[shard.name] > 0 or shard.name in self._fetching:
                 continue
-            self._open.pop(name, None)
+            self._open.pop(shard.name, None)
             path.unlink(missing_ok=True)
+            self._forget(shard)
             total -= stat.st_size
 
 

@@ -140,7 +140,7 @@ async def _swarm(ticket: Ticket, port: int, seconds: float) -> HivemindSwarm:
     module = await asyncio.to_thread(importlib.import_module, "peer.swarm.hivemind_swarm")  # hivemind and torch
     swarm: HivemindSwarm = await module.HivemindSwarm.create(
         Identity.new(),
-        bootstrap=[(ticket.coordinator, ticket.swarm_addresses)],
+        bootstrap=list(ticket.contacts.items()),
         port=port,
         startup_timeout=seconds,
     )
@@ -150,7 +150,8 @@ async def _swarm(ticket: Ticket, port: int, seconds: float) -> HivemindSwarm:
 async def _greet(swarm: Swarm, ticket: Ticket) -> Bootstrap:
     from peer.rounds.link import Link
 
-    link = Link(swarm, ticket.run_id, ticket.coordinator, list(ticket.swarm_addresses), Pulse(), lambda text: None)
+    coordinator = ticket.contacts[ticket.coordinator]
+    link = Link(swarm, ticket.run_id, ticket.coordinator, coordinator, Pulse(), lambda text: None)
     await link.connect()
     started = time.monotonic()
     await link.connect()

@@ -15,6 +15,7 @@ import os
 import secrets
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -25,7 +26,9 @@ from peer.errors import CommonweightsError, DataError
 
 HASH_BYTES = 32
 SEGMENT_BYTES = 4 * 1024 * 1024  # of a partial blob: what is asked of one source at a time
-PARTIAL_SECONDS = 7 * 24 * 3600.0  # after which an abandoned download is thrown away
+PARTIAL_SECONDS = 24 * 3600.0  # after which, at a start, an abandoned download is thrown away
+UNUSED_SECONDS = 3600.0  # the same while the process runs
+MAX_PARTIAL_BYTES = 1 << 30  # of downloads that nobody is at; the oldest goes first
 
 _COPY_BYTES = 1024 * 1024
 
@@ -42,6 +45,8 @@ class BlobStore:
             with contextlib.suppress(OSError):
                 if path.suffix == ".new" or time.time() - path.stat().st_mtime > PARTIAL_SECONDS:
                     path.unlink()
+        self._started = time.time()
+        self._open: Counter[Path] = Counter()  # partial blobs that somebody is at
         self._total_bytes = sum(self.size(blob) for blob in self.hashes())
 
     @property
@@ -132,7 +137,41 @@ class BlobStore:
 
     def partial(self, blob: bytes, size: int) -> Partial:
         """The beginnings of a blob of `size` bytes that is fetched from elsewhere, as far as it came last time."""
+        self._sweep_partial()
         return Partial(self, self._partial / f"{blob.hex()}-{size}", blob, size)
+
+    def _sweep_partial(self) -> None:
+        """Drops beginnings that nobody goes on with: they take as much disk as the whole."""
+        unused = []
+        for path in self._partial.iterdir():
+            with contextlib.suppress(OSError):
+                if not path.suffix and not self._open[path]:
+                    stat = path.stat()
+                    unused.append((max(stat.st_mtime, self._started), stat.st_blocks * 512, path))
+        total = sum(size for _, size, _ in unused)
+        for used_at, size, path in sorted(unused):
+            if time.time() - used_at <= UNUSED_SECONDS and total <= MAX_PARTIAL_BYTES:
+                break
+            path.unlink(missing_ok=True)
+            path.with_suffix(".json").unlink(missing_ok=True)
+            total -= size
+
+    def adopt(self, path: Path, blob: bytes) -> None:
+        """Makes a file whose hash was just checked a blob, by a second name for it where the file system has them. What
+        lay there under that hash, and may have rotted, is replaced."""
+        target, is_new = self.path(blob), not self.has(blob)
+        if not is_new and target.samefile(path):
+            return
+        link = self._partial / f"{secrets.token_hex(8)}.new"
+        with writing(self.folder):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path, link)
+            except OSError:  # another disk, or a file system without links
+                shutil.copyfile(path, link)
+            os.replace(link, target)
+        if is_new:
+            self._total_bytes += target.stat().st_size
 
     @contextlib.contextmanager
     def _new_file(self) -> Iterator[BinaryIO]:
@@ -169,6 +208,7 @@ class Partial:
 
     def __init__(self, store: BlobStore, path: Path, blob: bytes, size: int) -> None:
         self.blob, self.size = blob, size
+        store._open[path] += 1
         self._store, self._path, self._progress = store, path, path.with_suffix(".json")
         self.filled = [0] * -(-size // SEGMENT_BYTES)  # bytes of each segment that are here
         with writing(path):
@@ -179,7 +219,7 @@ class Partial:
                 else:
                     self._reserve()
             except BaseException:
-                self._file.close()
+                self._close_file()
                 raise
 
     def segment_bytes(self, index: int) -> int:
@@ -225,7 +265,7 @@ class Partial:
                 self.empty()
                 return False
             self._store._publish(self._file, self.blob)
-            self._file.close()
+            self._close_file()
             self._progress.unlink(missing_ok=True)
             return True
 
@@ -234,7 +274,11 @@ class Partial:
         if not self._file.closed:
             with contextlib.suppress(CommonweightsError):
                 self.save()
-            self._file.close()
+            self._close_file()
+
+    def _close_file(self) -> None:
+        self._file.close()
+        self._store._open[self._path] -= 1
 
     def _load_progress(self) -> None:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):

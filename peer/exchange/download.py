@@ -20,6 +20,7 @@ from typing import Any
 
 from peer.errors import Refused, UnreachableError
 from peer.exchange.blobs import BlobStore, Partial
+from peer.exchange.donors import Donors
 from peer.identity import PeerId
 from peer.swarm.interface import Swarm
 from protos.swarm_pb2 import BlobRequest
@@ -31,6 +32,9 @@ MAX_SOURCES_AT_ONCE = 4
 SILENCE_SECONDS = 20.0  # without a piece: a failure of the source
 MAX_FAILURES = 4  # in a row: the source is dropped
 RETRY_SECONDS = 0.5  # after the first failure; doubles; other sources have their turn first
+MAX_RETRY_SECONDS = 8.0
+NOT_HERE = "no such blob here"  # a refusal that may be over soon: the other side fetches it too
+BUSY = "busy"  # begins one that will be
 LOOK_SECONDS = 0.25  # between looks at who stalls
 STALLED_SECONDS = 5.0  # a segment that waits so long for a piece gets a helper
 SLOW_SECONDS = 20.0  # or so long for all its pieces together
@@ -65,16 +69,18 @@ class Download:
         blob: bytes,
         size: int,
         *,
-        arrived: Callable[[int], Awaitable[None]],
+        arrived: Callable[[PeerId, int], Awaitable[None]],
         streams: asyncio.Semaphore,
+        donors: Donors,
     ) -> None:
         self.size = size
         self.waiting = 0  # callers
         self._swarm, self._store, self._blob = swarm, store, blob
-        self._arrived, self._streams = arrived, streams
+        self._arrived, self._streams, self._donors = arrived, streams, donors
         self._idle: list[PeerId] = []  # sources without work, best first
         self._known: set[PeerId] = set()
         self._failures: dict[PeerId, int] = {}
+        self._without: dict[PeerId, int] = {}  # how often a source said that it does not have the blob
         self._ready_at: dict[PeerId, float] = {}  # when to try again what failed
         self._reasons: dict[PeerId, str] = {}  # the last thing that went wrong with a source
         self._segments: list[_Segment] = []
@@ -123,6 +129,7 @@ class Download:
             for liar in givers:
                 if liar is not None:
                     self._drop(liar, "sent wrong bytes")
+                    self._donors.lied(liar)
         elif None not in givers:
             logger.warning("blob %s came with wrong bytes from one of several sources", self._blob.hex()[:12])
             self._one_by_one = True
@@ -145,7 +152,7 @@ class Download:
                 limit = 1 if self._one_by_one else MAX_SOURCES_AT_ONCE
                 while len(at_work) < limit and self._choose(partial) is not None and (source := self._pop_ready()):
                     at_work[asyncio.create_task(self._work(source, partial))] = source
-                if not at_work and not self._idle:
+                if not at_work and not any(source not in self._without for source in self._idle):
                     raise UnreachableError(f"blob {self._blob.hex()[:12]}: {self}")
                 await asyncio.wait({*at_work, news}, timeout=LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
                 if news.done():
@@ -172,6 +179,7 @@ class Download:
         """Done: first in line. Failed: last in line, after a pause; failed too often or for good: dropped."""
         error = task.exception()
         if error is None:
+            self._without.pop(source, None)
             self._idle.insert(0, source)
             return
         if not isinstance(error, UnreachableError | Refused):
@@ -179,13 +187,25 @@ class Download:
         if self._one_by_one:  # nothing of it may be mixed with what the next one sends
             partial.empty()
             self._segments = [_Segment() for _ in self._segments]
+        self._reasons[source] = str(error)
+        if isinstance(error, Refused) and str(error) == NOT_HERE:  # asked again as long as another one has it
+            times = self._without[source] = self._without.get(source, 0) + 1
+            self._later(source, times)
+            return
         failures = self._failures[source] = self._failures.get(source, 0) + 1
-        if failures >= MAX_FAILURES or (isinstance(error, Refused) and not str(error).startswith("busy")):
+        if isinstance(error, Refused) and str(error).startswith(BUSY):
+            self._later(source, failures)
+            return
+        self._donors.failed(source)
+        if failures >= MAX_FAILURES or isinstance(error, Refused):
             self._drop(source, str(error))
         else:
-            self._reasons[source] = str(error)
-            self._ready_at[source] = time.monotonic() + RETRY_SECONDS * 2 ** (failures - 1)
-            self._idle.append(source)
+            self._later(source, failures)
+
+    def _later(self, source: PeerId, times: int) -> None:
+        """Last in line, after a pause that grows with every time."""
+        self._ready_at[source] = time.monotonic() + min(MAX_RETRY_SECONDS, RETRY_SECONDS * 2 ** min(times - 1, 8))
+        self._idle.append(source)
 
     def _choose(self, partial: Partial) -> int | None:
         """The segment to work on next: one nobody is at, else one that needs help."""
@@ -216,6 +236,7 @@ class Download:
         pieces = self._swarm.stream(
             source, METHOD, wanted.SerializeToString(), timeout_seconds=SILENCE_SECONDS, max_bytes=whole - offset
         )
+        came, waited = 0, 0.0
         async with contextlib.aclosing(pieces):
             while partial.filled[index] < whole:
                 segment.waiting_since = began = time.monotonic()
@@ -223,15 +244,18 @@ class Download:
                     piece = await anext(pieces, None)
                 finally:
                     segment.waited_seconds += time.monotonic() - began
+                    waited += time.monotonic() - began
                     segment.waiting_since = None
                 if piece is None:
                     raise Refused("sent less than the whole")
                 fresh = partial.write(index, offset, piece)
                 offset += len(piece)
+                came += len(piece)
                 if fresh:
                     segment.givers.add(source)
-                await self._arrived(len(piece))
+                await self._arrived(source, len(piece))
                 self._unsaved_bytes += fresh
                 if self._unsaved_bytes >= SAVE_BYTES:
                     self._unsaved_bytes = 0
                     await asyncio.to_thread(partial.save)
+        self._donors.gave(source, came, waited)

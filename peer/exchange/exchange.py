@@ -1,26 +1,35 @@
 """Blobs between peers: served to whoever asks within limits, fetched from whoever holds them (download.py).
 
-Both directions pass a token bucket below the link's speed. What a stranger can take of a server is bounded: few streams
-each, a bounded number together, one piece of memory per stream, and an `admission` rule that may refuse it altogether.
+Both directions pass a token bucket below the link's speed, which is measured (pace.py). What a stranger can take of a
+server is bounded: few streams each, a bounded number together, one piece of memory per stream, and an `admission` rule
+that may refuse it altogether.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 from peer.errors import Refused, UnreachableError
 from peer.exchange.blobs import HASH_BYTES, BlobStore
+from peer.exchange.donors import Donors
 from peer.exchange.download import METHOD, Download
+from peer.exchange.pace import Pacer
 from peer.exchange.ratelimit import RateLimiter
 from peer.identity import PeerId
 from peer.swarm.interface import PIECE_BYTES, Swarm
 from protos.swarm_pb2 import BlobRequest
 
 MAX_REQUEST_BYTES = 128
-MAX_SERVED = 64  # streams at once, to all
+MAX_SERVED = 256  # streams at once, to all, those of frozen peers included
 MAX_SERVED_PER_PEER = 4
+MIN_MOVING = 4  # streams that get somewhere, at once, on the slowest uplink
+STREAM_BYTES_PER_SECOND = (
+    128 * 1024
+)  # of the uplink for each: more of them would all be slow, and others have blobs too
+STUCK_SECONDS = 3.0  # without a piece taken: the other side is frozen, and counts as nobody
 MAX_STREAMS = 32  # of all fetches together
 
 Admission = Callable[[PeerId, bytes], str | None]
@@ -44,9 +53,12 @@ class Exchange:
         self.download = RateLimiter(download_bytes_per_second)
         self.bytes_sent = 0
         self.bytes_received = 0
+        self.donors = Donors(swarm.peer_id)
+        self._pacer = Pacer(swarm, self.upload, self.download)
         self._swarm = swarm
         self._admission = admission or (lambda peer, blob: None)
         self._serving: Counter[PeerId] = Counter()
+        self._moving: dict[object, float] = {}  # when a stream last got rid of a piece, monotonic
         self._fetching: dict[tuple[bytes, int], Download] = {}  # a liar may announce a wrong size
         self._streams = asyncio.Semaphore(MAX_STREAMS)
         swarm.serve_stream(METHOD, self._serve, max_request_bytes=MAX_REQUEST_BYTES)
@@ -54,7 +66,8 @@ class Exchange:
     async def fetch(self, blob: bytes, size: int, sources: Sequence[PeerId], *, deadline_seconds: float) -> None:
         """Brings the blob with this blake3 hash and `size` in bytes into the store; at once if it is there.
 
-        `sources` in order of preference. Whoever else fetches the same blob shares the download, sources included.
+        `sources` in order of preference; those that lied lately are left out. Whoever else fetches the same blob shares
+        the download, sources included.
         Raises UnreachableError with what was tried when the deadline passes or no source is left; what came so far is
         kept for the next try. Raises CommonweightsError when the disk is full.
         """
@@ -63,9 +76,9 @@ class Exchange:
         download = self._fetching.get((blob, size))
         if download is None:
             download = self._fetching[blob, size] = Download(
-                self._swarm, self.store, blob, size, arrived=self._arrived, streams=self._streams
+                self._swarm, self.store, blob, size, arrived=self._arrived, streams=self._streams, donors=self.donors
             )
-        download.add(source for source in sources if source != self._swarm.peer_id)
+        download.add(source for source in self.donors.trusted(sources) if source != self._swarm.peer_id)
         download.waiting += 1
         try:
             async with asyncio.timeout(deadline_seconds):
@@ -81,9 +94,11 @@ class Exchange:
     async def close(self) -> None:
         """Ends the fetches under way; their callers get UnreachableError."""
         await asyncio.gather(*(download.end() for download in list(self._fetching.values())))
+        await self._pacer.close()
 
-    async def _arrived(self, size: int) -> None:
+    async def _arrived(self, source: PeerId, size: int) -> None:
         self.bytes_received += size
+        self._pacer.received(source, size)
         await self.download.take(size)
 
     async def _serve(self, requester: PeerId, request: bytes) -> AsyncGenerator[bytes, None]:
@@ -95,19 +110,34 @@ class Exchange:
             raise Refused(reason)
         if not self.store.has(wanted.hash):
             raise Refused("no such blob here")
-        if self._serving[requester] >= MAX_SERVED_PER_PEER or self._serving.total() >= MAX_SERVED:
+        if self._serving[requester] >= MAX_SERVED_PER_PEER or self._is_busy(requester):
             raise Refused("busy: serving too many blobs; try again later")
         self._serving[requester] += 1
+        stream = object()
         try:
             with self.store.open(wanted.hash) as file:
                 file.seek(min(wanted.offset, self.store.size(wanted.hash)))
                 left = wanted.length or self.store.size(wanted.hash)
                 while left > 0 and (piece := await asyncio.to_thread(file.read, min(left, PIECE_BYTES))):
+                    self._moving[stream] = time.monotonic()
+                    self._pacer.sent(requester, 0)
                     await self.upload.take(len(piece))
+                    self._moving[stream] = time.monotonic()
                     left -= len(piece)
                     self.bytes_sent += len(piece)
                     yield piece
+                    self._pacer.sent(requester, len(piece))  # it has left: the swarm's writer waited for that
         finally:
+            self._moving.pop(stream, None)
             self._serving[requester] -= 1
             if not self._serving[requester]:
                 del self._serving[requester]
+
+    def _is_busy(self, requester: PeerId) -> bool:
+        """Whether one more stream would only make all of them slow. Who has none yet finds a place more easily."""
+        if self._serving.total() >= MAX_SERVED:
+            return True
+        now, rate = time.monotonic(), self.upload.bytes_per_second
+        moving = sum(now - at < STUCK_SECONDS for at in self._moving.values())
+        places = MAX_SERVED if rate is None else max(MIN_MOVING, rate / STREAM_BYTES_PER_SECOND)
+        return moving >= (places if requester in self._serving else 2 * places)

@@ -49,11 +49,14 @@ def spend(bucket: Bucket, amount_bytes: float, now: float) -> tuple[Bucket, floa
 
 
 class RateLimiter:
-    """`await limiter.take(n)` before (or after) moving n bytes. A rate of None never waits."""
+    """`await limiter.take(n)` before (or after) moving n bytes. The rate is what a person allows (`set_rate`) or what
+    the link bears (`set_pace`), whichever is less; None never waits."""
 
     def __init__(self, bytes_per_second: float | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._bucket: Bucket | None = None
+        self._rate: float | None = None
+        self._pace: float | None = None
         self.set_rate(bytes_per_second)
 
     @property
@@ -63,7 +66,23 @@ class RateLimiter:
     def set_rate(self, bytes_per_second: float | None) -> None:
         """From now on; those who wait already wait to the end."""
         assert bytes_per_second is None or bytes_per_second > 0
-        self._bucket = None if bytes_per_second is None else full(bytes_per_second, self._clock())
+        self._rate = bytes_per_second
+        self._change()
+
+    def set_pace(self, bytes_per_second: float | None) -> None:
+        """The same, for what was measured."""
+        assert bytes_per_second is None or bytes_per_second > 0
+        self._pace = bytes_per_second
+        self._change()
+
+    def _change(self) -> None:
+        rates = [rate for rate in (self._rate, self._pace) if rate is not None]
+        if not rates:
+            self._bucket = None
+        elif self._bucket is None:
+            self._bucket = full(min(rates), self._clock())
+        elif self._bucket.bytes_per_second != min(rates):  # debts stay: a new rate must not be a new burst
+            self._bucket = replace(refilled(self._bucket, self._clock()), bytes_per_second=min(rates))
 
     async def take(self, amount_bytes: int) -> None:
         bucket = self._bucket

@@ -17,12 +17,13 @@ from typing import TypeVar
 import torch
 from google.protobuf.message import DecodeError
 
+from peer.background import cancel
 from peer.codecs import open_payload
-from peer.errors import CommonweightsError, Refused, UnreachableError, VerificationError
+from peer.errors import Refused, UnreachableError, VerificationError
 from peer.exchange.blobs import BlobStore
 from peer.exchange.exchange import Exchange
 from peer.identity import PeerId
-from peer.log import aggregate
+from peer.log import aggregate, catchup
 from peer.log.chain import MAX_RECORD_BYTES, Entry, Log
 from peer.log.snapshots import Snapshots, digest_after, fault
 from peer.log.state import State
@@ -34,6 +35,7 @@ from protos.signing import body_hash
 logger = logging.getLogger(__name__)
 
 CALL_SECONDS = 10.0
+CHUNKS_AT_ONCE = 8  # of a state
 PAYLOAD_SECONDS = 600.0  # the longest that one blob may take, on a slow home link
 ARCHIVE_BYTES = 4 << 30  # of old payloads that are kept while the coordinator is away
 MAX_BRANCH_RECORDS = 20_000  # of another chain, looked at in one go
@@ -135,13 +137,15 @@ class Replica:
         )
 
     async def fetch_blob(self, hash_: bytes, size: int, *likely: PeerId) -> None:
-        """Have one blob in the store; `likely` holders are asked after the usual sources.
+        """Have one blob in the store. The usual sources share the load; `likely` holders, its maker above all, whose
+        uplink has carried it once already, are asked after them.
 
         Raises:
             UnreachableError: nobody could give it.
         """
         if not self.blobs.has(hash_):
-            sources = list(dict.fromkeys([*self._sources(), *likely]))
+            usual = [peer for peer in self._sources() if peer not in likely]
+            sources = [*self.exchange.donors.order(hash_, usual), *likely]
             await self.exchange.fetch(hash_, size, sources, deadline_seconds=PAYLOAD_SECONDS)
 
     async def apply_next(self) -> Entry:
@@ -238,22 +242,15 @@ class Replica:
             await self.restore()
 
     async def join(self, swarm: Swarm, head_digest: bytes) -> None:
-        """Bring a state that is far behind to the head, over the fewer bytes: replay, or the newest snapshot and replay
-        from there.
+        """Bring a state that is far behind to the head, over the fewest bytes.
 
         Raises:
             UnreachableError: nobody could give what is needed.
         """
-        manifest = await self._newest_manifest(swarm, head_digest)
-        if self.state.round < 0 and manifest is None:
+        known = await self._ways(swarm, head_digest)
+        if not known:
             raise UnreachableError("no peer offers a state to start from; try again in a moment")
-        if manifest is not None and manifest.round > self.state.round:
-            missing = sum(self.blobs.has(hash_) is False for hash_ in manifest.chunk_hashes)
-            whole = missing / len(manifest.chunk_hashes) * manifest.state_bytes
-            if self.state.round < 0 or self._replay_bytes(self.state.round, manifest.round) > whole:
-                logger.info("loading the state after round %d (%.1f MB)", manifest.round, manifest.state_bytes / 1e6)
-                await self._fetch_state(manifest)
-        await self.catch_up()
+        await self._go(known)
 
     async def reload(self, swarm: Swarm, head_digest: bytes) -> None:
         """Throw this state away and take the swarm's: the cure for `Diverged`.
@@ -261,48 +258,52 @@ class Replica:
         Raises:
             UnreachableError: no snapshot that fits the log can be had.
         """
-        manifest = await self._newest_manifest(swarm, head_digest)
-        if manifest is None:
+        known = [way for way in await self._ways(swarm, head_digest, at_any_round=True) if way.manifest is not None]
+        if not known:
             raise UnreachableError("no peer offers a state that matches the log; trying again later")
-        await self._fetch_state(manifest)
+        await self._go(known)
+
+    async def _ways(self, swarm: Swarm, head_digest: bytes, at_any_round: bool = False) -> list[catchup.Way]:
+        """To the head, the cheapest first; a state whose fetching was interrupted is cheaper by what came already."""
+        size = self.state.state_bytes
+        offered = await catchup.offers(swarm, self._sources(), self.log, size, head_digest)
+        begun = self.snapshots.begun()
+        if begun is not None and not fault(begun, self.log, size, head_digest):
+            offered.append(begun)
+        here = State(-1, self.state.theta, self.state.momentum) if at_any_round else self.state
+        return catchup.ways(here, self.log, self.blobs, offered)
+
+    async def _go(self, known: Sequence[catchup.Way]) -> None:
+        """The first of these ways that somebody makes possible."""
+        for way in known:
+            try:
+                if way.manifest is not None:
+                    await self._fetch_state(way.manifest)
+                break
+            except UnreachableError as error:
+                if way is known[-1]:
+                    raise
+                logger.warning("%s; trying another way", error)
         await self.catch_up()
 
-    def _replay_bytes(self, after: int, until: int) -> int:
-        return sum(
-            item.payload_bytes
-            for entry in self.log.entries[after + 1 : until + 1]
-            for _, item in entry.contributions
-            if not self.blobs.has(item.payload_hash)
-        )
-
-    async def _newest_manifest(self, swarm: Swarm, head_digest: bytes) -> log_pb2.StateManifest | None:
-        newest = self.log.head.round - (not head_digest and self.log.head.round > 0)  # else there is nothing to check by
-        request = swarm_pb2.ManifestRequest(run_id=self.log.run_id, round=newest)
-        for peer in self._sources():
-            try:
-                reply = await swarm.call(peer, "manifest", request.SerializeToString(), timeout_seconds=CALL_SECONDS)
-                manifest = parse(reply, log_pb2.StateManifest)
-            except CommonweightsError as error:
-                logger.info("no snapshot from %s: %s", peer.short, error)
-                continue
-            if not (reason := fault(manifest, self.log, self.state.state_bytes, head_digest)):
-                return manifest
-            logger.warning("the snapshot that %s offers is refused: %s", peer.short, reason)
-        return None
-
     async def _fetch_state(self, manifest: log_pb2.StateManifest) -> None:
-        sizes = [len(chunk) for chunk in self.state.chunks()]
-        if len(sizes) != len(manifest.chunk_hashes):
-            raise VerificationError(f"round {manifest.round}: the state has {len(sizes)} chunks, the snapshot "
-                                    f"{len(manifest.chunk_hashes)}")  # fmt: skip
-        gate = asyncio.Semaphore(4)
+        """From as many donors as hold it. It becomes a snapshot of this node, which others can have from it."""
+        logger.info("loading the state after round %d (%.1f MB)", manifest.round, manifest.state_bytes / 1e6)
+        self.snapshots.begin(manifest)
+        gate = asyncio.Semaphore(CHUNKS_AT_ONCE)
 
         async def one(hash_: bytes, size: int) -> None:
             async with gate:
                 await self.fetch_blob(hash_, size)
 
-        await asyncio.gather(*(one(*pair) for pair in zip(manifest.chunk_hashes, sizes, strict=True)))
+        sizes = [len(chunk) for chunk in self.state.chunks()]
+        fetches = [asyncio.create_task(one(*pair)) for pair in zip(manifest.chunk_hashes, sizes, strict=True)]
+        try:
+            await asyncio.gather(*fetches)
+        finally:
+            await cancel(*fetches)
         await self._load(manifest)
+        self.snapshots.finish(manifest)
 
     async def _load(self, manifest: log_pb2.StateManifest) -> None:
         await self.compute(self.snapshots.load, manifest, self.state)

@@ -23,13 +23,35 @@ class Snapshots:
         self.folder = folder
         self.blobs = blobs
         folder.mkdir(parents=True, exist_ok=True)
+        self._begun = folder / "begun"
 
     def save(self, state: State, run_id: bytes) -> log_pb2.StateManifest:
         """Keep `state`; an earlier snapshot of the same round is replaced."""
         manifest = log_pb2.StateManifest(run_id=run_id, round=state.round, state_bytes=state.state_bytes)
         manifest.chunk_hashes.extend(self.blobs.put(chunk) for chunk in state.chunks())
-        write_durably(self._path(state.round), manifest.SerializeToString(deterministic=True))
+        self._write(self._path(state.round), manifest)
         return manifest
+
+    def begin(self, manifest: log_pb2.StateManifest) -> None:
+        """Note whose chunks are being fetched, so that they are used after an interruption; chunks of one begun before
+        are dropped."""
+        before = self.begun()
+        self._write(self._begun, manifest)
+        if before is not None:
+            self._drop_chunks(set(before.chunk_hashes))
+
+    def begun(self) -> log_pb2.StateManifest | None:
+        """What `begin` noted and `finish` did not finish. As it lies on disk: `fault` has to look at it."""
+        try:
+            manifest = log_pb2.StateManifest.FromString(self._begun.read_bytes())
+        except (OSError, DecodeError):
+            return None
+        return manifest if all(len(hash_) == HASH_BYTES for hash_ in manifest.chunk_hashes) else None
+
+    def finish(self, manifest: log_pb2.StateManifest) -> None:
+        """All its chunks are here: it is a snapshot like any other."""
+        self._write(self._path(manifest.round), manifest)
+        self._begun.unlink(missing_ok=True)
 
     def rounds(self) -> list[int]:
         """Rounds that there is a snapshot of, oldest first."""
@@ -76,6 +98,16 @@ class Snapshots:
             self._path(round_).unlink()
             for hash_ in chunks - needed:
                 self.blobs.delete(hash_)
+
+    def _drop_chunks(self, chunks: set[bytes]) -> None:
+        """Those that no snapshot, finished or begun, needs."""
+        begun = self.begun()
+        needed = {hash_ for round_ in self.rounds() for hash_ in self._chunks(round_)}
+        for hash_ in chunks - needed - set(begun.chunk_hashes if begun is not None else ()):
+            self.blobs.delete(hash_)
+
+    def _write(self, path: Path, manifest: log_pb2.StateManifest) -> None:
+        write_durably(path, manifest.SerializeToString(deterministic=True))
 
     def _chunks(self, round_: int) -> set[bytes]:
         """None of a manifest that is damaged: nobody can use it, and its chunks stay if they are not shared."""

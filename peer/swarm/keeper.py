@@ -19,6 +19,7 @@ from peer.swarm.session import Accept, DaemonLost, Session
 logger = logging.getLogger(__name__)
 
 DIAL_SECONDS = 10.0
+MORE_SECONDS = 1.0  # to wait for more answers after one
 TICK_SECONDS = 10.0  # between looks at the daemon's health, our addresses and our connections
 MAX_TICKS_MISSED = 2  # a daemon that does not answer that often is replaced
 RESTART_SECONDS = 30.0
@@ -231,5 +232,19 @@ class Keeper:
                 logger.debug("cannot dial %s: %s", peer, error)
                 return None
 
-        results = await asyncio.gather(*(dial(peer, addresses) for peer, addresses in contacts))
-        return [peer for peer in results if peer is not None]
+        dials = [asyncio.create_task(dial(peer, addresses)) for peer, addresses in contacts if addresses]
+        reached: list[PeerId] = []
+        try:
+            while dials:
+                ended, waiting = await asyncio.wait(
+                    dials, timeout=MORE_SECONDS if reached else None, return_when=asyncio.FIRST_COMPLETED
+                )
+                reached += [peer for task in ended if (peer := task.result()) is not None]
+                dials = list(waiting)
+                if not ended:  # whoever is dead shows only after seconds; one who lives is enough to go on with
+                    break
+        finally:
+            for task in dials:
+                task.cancel()
+            await asyncio.gather(*dials, return_exceptions=True)
+        return reached
