@@ -47,6 +47,7 @@ class Recorder:
         self.clock: Callable[[], float] = time.time
         self._seen: dict[bytes, Seen] = {}
         self._spans: list[Span] = []
+        self.name_of: Callable[[PeerId], str] = leader.name_of
         self.on_note: Callable[[float, Kind, int, str], None] = lambda when, kind, round_, words: None
         self._followed = b""  # hash of the head that the ledger was last told to follow
 
@@ -176,4 +177,4 @@ class Recorder:
         return self.log.head.round + (not self.log.finished)
 
     def _name(self, peer: bytes) -> str:
-        return self.leader.name_of(PeerId(peer))
+        return self.name_of(PeerId(peer))

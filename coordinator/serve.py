@@ -96,6 +96,7 @@ class Coordinator:
         self.recorder = Recorder(store, self.log, leader, self._eval_loss)
         self.timeline: Timeline = Timeline(self.log.head.round + 1, time.time(), lambda key: names.of(PeerId(key)))
         self.recorder.on_note = self.timeline.tell
+        self.recorder.name_of = names.of
         self._snapshotting: asyncio.Task[None] | None = None
 
     @property
