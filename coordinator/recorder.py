@@ -47,6 +47,8 @@ class Recorder:
         self.clock: Callable[[], float] = time.time
         self._seen: dict[bytes, Seen] = {}
         self._spans: list[Span] = []
+        self.name_of: Callable[[PeerId], str] = leader.name_of
+        self.on_note: Callable[[float, Kind, int, str], None] = lambda when, kind, round_, words: None
         self._followed = b""  # hash of the head that the ledger was last told to follow
 
     async def run(self) -> None:
@@ -63,7 +65,9 @@ class Recorder:
 
     def note(self, kind: Kind, words: str, key: bytes | None = None) -> None:
         """A line for the feed; `key`: the public key of the peer that it is about."""
-        self.store.put(history.add_incident, self.clock(), kind, self._open_round, words, key)
+        now = self.clock()
+        self.store.put(history.add_incident, now, kind, self._open_round, words, key)
+        self.on_note(now, kind, self._open_round, words)
 
     def applied(self, entry: Entry) -> None:
         """A record is in the log and its contributions are in the weights here."""
@@ -90,6 +94,8 @@ class Recorder:
                 self._hear(peer, phase, now)
             case sequencer.Left(peer):
                 self._forget(peer, now, "left", "left")
+            case sequencer.Pause(paused):
+                self.note("admin", "paused by the organiser" if paused else "the organiser lets training go on")
         for effect in effects:
             match effect:
                 case sequencer.Closing(round_):
@@ -106,6 +112,8 @@ class Recorder:
             self.note("joined", f"{self._name(peer)} joined", peer)
             self._seen[peer] = Seen(phase, now, self._open_round, now, guest.bytes_sent, guest.bytes_received)
         elif seen.phase != phase:
+            if phase == "syncing":
+                self.note("resync", f"{self._name(peer)} is loading the swarm's state again", peer)
             self._end_span(peer, seen, now)
             seen.phase, seen.since, seen.round = phase, now, self._open_round
 
@@ -169,4 +177,4 @@ class Recorder:
         return self.log.head.round + (not self.log.finished)
 
     def _name(self, peer: bytes) -> str:
-        return self.leader.name_of(PeerId(peer))
+        return self.name_of(PeerId(peer))

@@ -22,9 +22,10 @@ from coordinator.names import Names
 from coordinator.rebuild import rebuild
 from coordinator.recorder import Recorder
 from coordinator.service import served
-from coordinator.store import Store, open_store
+from coordinator.store import Store, open_store, queries
+from coordinator.store.history import Kind
 from coordinator.web.publisher import published
-from coordinator.web.timeline import Timeline, samples_of
+from coordinator.web.timeline import INCIDENTS_KEPT, Incident, Sample, Timeline, samples_of
 from peer.background import cancel
 from peer.data.manifest import Manifest
 from peer.errors import CommonweightsError, UsageError
@@ -79,33 +80,23 @@ class Coordinator:
         self.link = link
         self.swarm: Swarm = link.swarm
         self.leader = leader
-        self.upkeep = Upkeep(replica, link, leader, self, self._event)
+        self.upkeep = Upkeep(replica, link, leader, self, self._telling("resync"))
         contacts = Contacts(folder / "contacts.json")
-        self.helm = Helm(self.upkeep, link, leader, contacts, Terms(folder), self._event)
+        self.helm = Helm(self.upkeep, link, leader, contacts, Terms(folder), self._telling("failover"))
         self.names_book = names
         manifest = Manifest.load(folder / "data")
         self.evaluator = Evaluator(folder, replica, manifest, names.of)
         self.on_event: Callable[[str], None] = lambda text: None
-        self.evaluator.on_event = self._event
+        self.evaluator.on_event = self._telling("note")
         leader.on_event = self._event
-        link.on_event = self._event
-        past = samples_of(
-            [
-                (
-                    entry.record.time_seconds,
-                    sum(item.tokens for _, item in entry.contributions),
-                    len(entry.contributions),
-                )
-                for entry in self.log.entries
-            ]
-        )
-        self.timeline: Timeline = Timeline(
-            self.log.head.round + 1, time.time(), lambda key: names.of(PeerId(key)), past
-        )
+        link.on_event = self._telling("note")
         leader.on_step = self._stepped
         self.ticket: Ticket | None = None
         self.page_address = ""
         self.recorder = Recorder(store, self.log, leader, self._eval_loss)
+        self.timeline: Timeline = Timeline(self.log.head.round + 1, time.time(), lambda key: names.of(PeerId(key)))
+        self.recorder.on_note = self.timeline.tell
+        self.recorder.name_of = names.of
         self._snapshotting: asyncio.Task[None] | None = None
 
     @property
@@ -195,6 +186,24 @@ class Coordinator:
         logger.info("%s", text)
         self.on_event(text)
 
+    def _telling(self, kind: Kind) -> Callable[[str], None]:
+        """What is said goes to the terminal, and into the feed as this kind."""
+
+        def tell(text: str) -> None:
+            self._event(text)
+            self.recorder.note(kind, text)
+
+        return tell
+
+    async def remember(self) -> None:
+        """What the page showed before this process."""
+        told = await self.store.read(queries.incidents_page, size=INCIDENTS_KEPT)
+        samples = await self.store.read(queries.samples_since, 0.0)
+        self.timeline.recall(
+            [Incident(it.time_seconds, it.kind, it.round, it.text) for it in reversed(told)],
+            [Sample(row.time_seconds, row.tokens_per_second, row.peers) for row in samples] or samples_of(self.log),
+        )
+
     def _eval_loss(self) -> float | None:
         return self.evaluator.newest.loss if self.evaluator.newest else None
 
@@ -203,8 +212,8 @@ class Coordinator:
             peer = PeerId(event.peer)
             if (guest := self.leader.guests.get(peer)) is not None:
                 self.names_book.remember([(peer, guest.presence.name, guest.presence.team)])
-        self.timeline.step(event, effects, time.time())
         self.recorder.step(event, effects)
+        self.timeline.step(event, effects, time.time(), self.log.head.round + 1)
 
     async def after_round(self, entry: Entry) -> None:
         round_ = entry.round
@@ -293,6 +302,7 @@ async def _leading(
         replica.serve(swarm)
         coordinator.helm.serve()
         Measuring(swarm, replica.exchange.upload)
+        await coordinator.remember()
         bind, host = bind_address(options.host), options.host or _first_host(swarm.addresses)
         async with (
             served(coordinator, bind, options.grpc_port) as grpc_port,

@@ -8,8 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.web.eta import eta
-from coordinator.web.timeline import INCIDENTS_KEPT, ROUNDS_KEPT, SAMPLES_KEPT, Marks, Timeline, samples_of
-from peer.rounds.events import Checked, Closing, Gone, Heard, Left, Offered, Pause, Publish, Refusal, Submission
+from coordinator.web.timeline import (
+    INCIDENTS_KEPT,
+    ROUNDS_KEPT,
+    SAMPLES_KEPT,
+    Incident,
+    Marks,
+    Sample,
+    Timeline,
+)
+from peer.rounds.events import Checked, Closing, Heard, Offered, Publish, Refusal, Submission
 from peer.rounds.ranges import Ranges
 
 ADA, BOB = b"a" * 32, b"b" * 32
@@ -30,13 +38,13 @@ def submission(peer: bytes) -> Submission:
 
 def one_round(line: Timeline, *, refused: tuple[Refusal, ...] = ()) -> None:
     """Ada in time, Bob late."""
-    line.step(heard(ADA), [], 101)
-    line.step(heard(BOB), [], 102)
-    line.step(heard(ADA, tokens=600), [Closing(1, 30)], 110)
-    line.step(Offered(submission(ADA)), [], 111)
-    line.step(Offered(submission(BOB)), [], 112)
-    line.step(Checked(ADA, ADA[:8], norm=1.0), [Publish(1, (submission(ADA),), refused, 10, 30)], 115)
-    line.step(heard(ADA, head=1), [], 117)
+    line.step(heard(ADA), [], 101, 1)
+    line.step(heard(BOB), [], 102, 1)
+    line.step(heard(ADA, tokens=600), [Closing(1, 30)], 110, 1)
+    line.step(Offered(submission(ADA)), [], 111, 1)
+    line.step(Offered(submission(BOB)), [], 112, 1)
+    line.step(Checked(ADA, ADA[:8], norm=1.0), [Publish(1, (submission(ADA),), refused, 10, 30)], 115, 1)
+    line.step(heard(ADA, head=1), [], 117, 2)
 
 
 def test_a_rounds_moments_are_those_of_its_events() -> None:
@@ -53,29 +61,36 @@ def test_a_rounds_moments_are_those_of_its_events() -> None:
 def test_a_refused_payload_is_not_a_late_one() -> None:
     """What was looked at and refused says so, and why."""
     line = timeline()
-    line.step(heard(BOB), [], 101)
-    line.step(Offered(submission(BOB)), [], 102)
-    line.step(Checked(BOB, BOB[:8], reason="values that are not finite"), [], 103)
+    line.step(heard(BOB), [], 101, 1)
+    line.step(Offered(submission(BOB)), [], 102, 1)
+    line.step(Checked(BOB, BOB[:8], reason="values that are not finite"), [], 103, 1)
     line.step(
         Checked(ADA, ADA[:8], norm=1.0),
         [Publish(1, (submission(ADA),), (Refusal(BOB, BOB[:8], 640, "values that are not finite"),), 10, 30)],
         104,
+        1,
     )
     assert line.rounds[1].peers[BOB].outcome == "refused"
-    assert [(it.kind, "not finite" in it.text) for it in line.incidents][-1] == ("refused", True)
 
 
-def test_coming_and_going_is_told_once() -> None:
-    """Joined, loading the state again, left, gone, paused: one incident each, whatever the number of heartbeats."""
+def test_rounds_that_others_led_leave_a_gap_and_a_lost_chain_leaves_nothing() -> None:
+    """After a failover the open round is a later one; after a rollback an earlier one, and those beyond it are gone."""
     line = timeline()
-    for phase in ("syncing", "training", "training", "syncing", "syncing", "training"):
-        line.step(heard(ADA, phase=phase), [], 101)
-    line.step(heard(BOB), [], 102)
-    line.step(Left(ADA), [], 103)
-    line.step(Left(ADA), [], 104)
-    line.step(Pause(True), [Gone(BOB), Gone(BOB)], 105)
-    assert [it.kind for it in line.incidents] == ["joined", "resync", "joined", "left", "paused", "gone"]
-    assert line.counts["joined"] == 2
+    one_round(line)
+    line.step(heard(ADA, head=7), [], 200, 8)
+    assert sorted(line.rounds) == [1, 2, 8] and line.rounds[8].opened == 200
+    line.step(heard(ADA, head=1), [], 210, 2)
+    assert sorted(line.rounds) == [1, 2]
+
+
+def test_what_was_before_the_process_stands_before_what_it_saw() -> None:
+    """Incidents and samples of the database come first, in their order."""
+    line = timeline()
+    line.tell(101, "joined", 1, "ada joined")
+    line.sample(101, 5.0, 1)
+    line.recall([Incident(1, "left", 1, "bob left"), Incident(2, "note", 1, "x")], [Sample(1, 2.0, 3)])
+    assert [it.time for it in line.incidents] == [1, 2, 101] and [it.time for it in line.samples] == [1, 101]
+    assert line.counts == {"joined": 1}
 
 
 def test_memory_is_bounded() -> None:
@@ -83,20 +98,14 @@ def test_memory_is_bounded() -> None:
     line = timeline()
     for number in range(1, 400):
         for peer in range(3):
-            line.step(heard(bytes([peer]) * 32, head=number - 1), [], number * 10.0)
-            line.step(Left(bytes([peer]) * 32), [], number * 10.0 + 1)
-        line.step(Checked(ADA, b""), [Publish(number, (), (), 0, 30)], number * 10.0 + 2)
+            line.step(heard(bytes([peer]) * 32, head=number - 1), [], number * 10.0, number)
+            line.tell(number * 10.0, "joined", number, "somebody joined")
+        line.step(Checked(ADA, b""), [Publish(number, (), (), 0, 30)], number * 10.0 + 2, number)
     for second in range(0, 100_000, 5):
         line.sample(float(second), 1.0, 2)
     assert len(line.rounds) <= ROUNDS_KEPT and max(line.rounds) == 400
     assert len(line.incidents) == INCIDENTS_KEPT and len(line.samples) <= SAMPLES_KEPT + 1
     assert line.samples[0].time == 0 and line.samples[-1].time > 99_000  # the whole time, at a coarser pace
-
-
-def test_the_time_before_this_process_comes_from_the_log() -> None:
-    """Tokens merged over the time between records, and how many had a part; empty rounds say nothing."""
-    found = samples_of([(0.0, 0, 0), (10.0, 500, 2), (20.0, 0, 0), (30.0, 1000, 3)])
-    assert [(it.time, it.tokens_per_second, it.peers) for it in found] == [(10, 50, 2), (30, 100, 3)]
 
 
 def test_eta_at_a_steady_pace_is_what_is_left_at_that_pace() -> None:

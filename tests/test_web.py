@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import re
 import socket
 import time
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.web import sections
+from coordinator.web.publisher import encoded
 from tests.web_server import WebServer, web_server
 
 ROOT = Path(__file__).parent.parent
@@ -55,7 +58,7 @@ def test_what_strangers_write_is_text(server: WebServer) -> None:
     """A name with markup appears in the page's HTML escaped, and in the metrics as one label value."""
     html = server.get("/").text
     assert "<img src=x" not in html and "&lt;img src=x" in html
-    line = next(line for line in server.get("/metrics").text.split("\n") if "peer_tokens_per_second{" in line)
+    line = next(line for line in server.get("/metrics").text.split("\n") if "member_tokens_per_second{" in line)
     assert line.endswith("} 5.0") and r"a\"b\\c" in line
 
 
@@ -86,9 +89,16 @@ def test_the_page_can_only_run_its_own_scripts(server: WebServer) -> None:
             assert server.get(source).status == 200, source
 
 
+def test_a_figure_that_is_no_number_is_not_known() -> None:
+    """NaN and infinity become null at any depth, since a browser would refuse the whole section; the rest stays."""
+    value = {"loss": math.nan, "train": [[1, 2.5], [2, -math.inf]], "name": "NaN", "points": ((1.0, math.inf),)}
+    expected = {"loss": None, "train": [[1, 2.5], [2, None]], "name": "NaN", "points": [[1.0, None]]}
+    assert json.loads(encoded(value)) == expected
+
+
 def test_nothing_can_be_changed(server: WebServer) -> None:
     """Every other method is refused, on every route."""
-    for path in ("/", "/api/now", "/metrics", "/static/page.js"):
+    for path in ("/", "/api/now", "/api/events", "/metrics", "/static/page.js"):
         with socket.create_connection(("127.0.0.1", server.port), timeout=10) as line:
             line.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
             assert line.recv(100).split()[1] == b"405"
@@ -197,8 +207,6 @@ def test_the_dashboard_uses_metrics_that_exist(server: WebServer) -> None:
 
 def test_sections_are_documented(server: WebServer) -> None:
     """docs/page.md has a paragraph for each section the coordinator sends."""
-    from coordinator.web import sections
-
     text = (ROOT / "docs/page.md").read_text()
     for name in ("now", *sections.EACH_ROUND, *sections.EACH_SECOND):
         assert f"| `{name}` |" in text, name

@@ -7,8 +7,10 @@ fault here never reaches training. Its input ends with the coordinator, however 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import resource
 import socket
 import sys
 from pathlib import Path
@@ -21,6 +23,7 @@ from coordinator.web.board import Board
 
 MAX_LINE_BYTES = 64 << 20
 NICENESS = 5  # training on the same machine comes first
+MAX_CONNECTIONS = 4096  # more are told to come back later
 
 
 async def main(inherited: int, checkpoints: Path) -> None:
@@ -33,6 +36,7 @@ async def main(inherited: int, checkpoints: Path) -> None:
         server_header=False,
         timeout_graceful_shutdown=1,
         timeout_keep_alive=30,
+        limit_concurrency=MAX_CONNECTIONS,
     )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve(sockets=[socket.socket(fileno=inherited)]))
@@ -54,4 +58,7 @@ async def _read(site: Site) -> None:
 
 if __name__ == "__main__":
     os.nice(NICENESS)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # each watcher is an open file; some systems set limits of their own
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     uvloop.run(main(int(sys.argv[1]), Path(sys.argv[2])))

@@ -66,7 +66,7 @@ class Site:
             Route("/static/{path:path}", self.asset, methods=get),
             Route("/api", self.index, methods=get),
             Route("/api/snapshot", self.snapshot, methods=get),
-            Route("/api/events", _Asgi(self.events)),
+            Route("/api/events", _Asgi(self.events), methods=get),
             Route("/api/{section}", self.section, methods=get),
             Route("/checkpoints/{checkpoint}/{name:path}", self.checkpoint_file, methods=get),
             Route("/ticket", self.ticket, methods=get),

@@ -113,7 +113,7 @@ def _peers(peers: list[dict[str, Any]]) -> Iterator[Metric]:
         ("bytes_sent", "By the peer since it started, as it reports"),
         ("bytes_received", "By the peer since it started, as it reports"),
     ):
-        family = GaugeMetricFamily(PREFIX + "peer_" + key, words, labels=["peer", "name", "team"])
+        family = GaugeMetricFamily(PREFIX + "member_" + key, words, labels=["peer", "name", "team"])
         for peer in peers:
             family.add_metric([peer["id"], peer["name"], peer["team"]], peer[key])
         yield family

@@ -88,7 +88,7 @@ class Publisher:
             return
         fresh = {}
         for name, value in self._values().items():
-            text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+            text = encoded(value)
             if self._sent.get(name) != text:
                 self._sent[name] = text
                 fresh[name] = text
@@ -107,6 +107,25 @@ class Publisher:
             self._peers_due = clock + len(coordinator.leader.guests) / PEERS_PER_SECOND - EVERY_SECONDS / 2
             found |= {name: section(coordinator) for name, section in sections.EACH_SECOND.items()}
         return found
+
+
+def encoded(value: Any) -> str:
+    """JSON without NaN and infinity, which browsers refuse: a loss that diverged is not known."""
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        return encoded(_without_nonsense(value))
+
+
+def _without_nonsense(value: Any) -> Any:
+    match value:
+        case dict():
+            return {key: _without_nonsense(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_without_nonsense(item) for item in value]
+        case float():
+            return sections.finite(value)
+    return value
 
 
 @asynccontextmanager

@@ -62,6 +62,7 @@ def run(coordinator: Coordinator) -> dict[str, Any]:
 def now(coordinator: Coordinator, time: float) -> dict[str, Any]:
     """Where the run stands at this moment; sent every second."""
     log, leader, spec = coordinator.log, coordinator.leader, coordinator.log.spec.run
+    view = leader.view() if leader.leading else coordinator.link.view
     accounts, evaluation = log.accounts, coordinator.evaluator.newest
     records = [(entry.record.time_seconds, 0) for entry in log.entries[1:][-ROUNDS_FOR_ETA:]]
     done = accounts.tokens
@@ -82,19 +83,20 @@ def now(coordinator: Coordinator, time: float) -> dict[str, Any]:
         "round": log.head.round + (not log.finished),
         "rounds_done": log.head.round - log.head.record.final,
         "tokens": accounts.tokens,
-        "round_tokens": 0 if log.finished else leader.state.round_tokens,
-        "tokens_per_second": leader.tokens_per_second,
+        "round_tokens": 0 if log.finished else view.round_tokens,
+        "tokens_per_second": 0.0 if log.finished else view.tokens_per_second,
         "eta_seconds": 0.0 if log.finished else finite(p50),
         "eta_seconds_p90": 0.0 if log.finished else finite(p90),
         "loss": accounts.loss,
         "live_loss": _live_loss(coordinator),
         "eval_loss": evaluation.loss if evaluation else None,
-        "peers": len(leader.guests),
+        "peers": len(leader.guests) if leader.leading else view.peers,
         "contributors": len(accounts.credit),
         "contributions": sum(account.contributions for account in accounts.peers.values()),
         "refusals": sum(account.refused for account in accounts.peers.values()),
-        "term": leader.term,
-        "sequencer": str(coordinator.swarm.peer_id),
+        "term": view.term,
+        "sequencer": str(sequencer := coordinator.swarm.peer_id if leader.leading else coordinator.link.sequencer),
+        "sequencer_name": "the coordinator" if leader.leading else coordinator.names_book.of(sequencer),
         "state_digest": coordinator.replica.digest.hex(),
         "incidents": dict(coordinator.timeline.counts),
     }
@@ -112,6 +114,8 @@ def headline(coordinator: Coordinator) -> tuple[str, str, str]:
             "Finished",
             f"{rounds} {'round' if rounds == 1 else 'rounds'}, {log.accounts.tokens:,} tokens",
         )
+    if not leader.leading:
+        return _following(coordinator, round_)
     if state.paused:
         return "paused", "Paused by the organiser", f"round {round_} waits; peers keep what they have done"
     if not state.members:
@@ -126,6 +130,16 @@ def headline(coordinator: Coordinator) -> tuple[str, str, str]:
     if left > 0:
         return "training", f"Training round {round_}", f"{so_far}; closing in about {math.ceil(left)} s"
     return "training", f"Training round {round_}", so_far
+
+
+def _following(coordinator: Coordinator, round_: int) -> tuple[str, str, str]:
+    """Another node sequences: this one was away, and takes the lead back when it has caught up."""
+    link = coordinator.link
+    if link.sequencer == coordinator.swarm.peer_id:
+        return "following", "Looking for the run", "the coordinator asks around who leads before it does so itself"
+    name = coordinator.names_book.of(link.sequencer)
+    words = link.view.state_words or "nothing heard of it yet"
+    return "following", f"Round {round_} is led by {name}", f"{words}; the coordinator follows"
 
 
 def peers(coordinator: Coordinator) -> dict[str, Any]:

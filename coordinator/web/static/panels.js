@@ -45,7 +45,7 @@ export function figures({ run, now }) {
   put("f-loss", loss(now.loss));
   put("f-eval", loss(now.eval_loss));
   put("f-merged", count(now.contributions));
-  put("f-refused", now.refusals ? `contributions, ${count(now.refusals)} not` : "contributions");
+  put("f-refused", now.refusals ? `and ${count(now.refusals)} refused` : "contributions");
   progress(run, now);
 }
 
@@ -107,8 +107,9 @@ function rows(table, wanted) {
 const PHASES = { syncing: "syncing", training: "training", encoding: "compressing", submitting: "handing in",
   waiting: "waiting", applying: "applying", leaving: "leaving", paused: "pausing" };
 
-export function peers({ peers }) {
+export function peers({ peers, now }) {
   hasNone("peers-empty", peers.total === 0);
+  put("peers-empty", now?.state === "following" && now.peers ? `${plural(now.peers, "peer")} with ${now.sequencer_name}, who leads at the moment and knows how they do.` : "Nobody is here. The command above changes that.");
   const more = peers.total - peers.peers.length;
   put("peers-aside", more > 0 ? `the ${peers.peers.length} with most credit, ${count(more)} more are here` : plural(peers.total, "peer"));
   rows("peers-table", peers.peers.map((peer) => [
@@ -138,7 +139,7 @@ export function leaderboard({ leaderboard }) {
     teams ? [item.team, "who"] : [item.name, "who", item.team],
     [count(item.credit_tokens), "n"],
     [`${((100 * item.credit_tokens) / Math.max(1, leaderboard.tokens)).toFixed(1)} %`, "n"],
-    [teams ? count(item.peers) : item.refused ? `${count(item.contributions)}, ${count(item.refused)} not` : count(item.contributions), "n"],
+    [teams ? count(item.peers) : item.refused ? `${count(item.contributions)} and ${count(item.refused)} refused` : count(item.contributions), "n"],
   ]));
 }
 

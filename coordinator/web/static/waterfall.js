@@ -4,7 +4,8 @@ import { count, duration } from "./format.js";
 
 const $ = (id) => document.getElementById(id);
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
-const LANE = 24, BAR = 14, HEAD = 20, ROUNDS = 6;
+const LANE = 26, BAR = 16, HEAD = 22, ROUNDS = 4, GAP = 26;
+const LENS = 700; // pixels from which the magnified end has room beside the rounds; else it stands below
 let boxes = []; // what is drawn where, for the pointer
 
 export function listen(state) {
@@ -58,7 +59,9 @@ function words(round) {
 
 function paint(rounds, lanes, now, overlap) {
   const canvas = $("waterfall-canvas");
-  const width = $("waterfall").clientWidth, height = HEAD + lanes.length * LANE + 4;
+  const width = $("waterfall").clientWidth, block = HEAD + lanes.length * LANE + 4;
+  const ended = rounds.findLast((it) => it.published !== null);
+  const beside = width >= LENS, height = ended && !beside ? 2 * block + 8 : block;
   const ratio = devicePixelRatio || 1;
   if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
     canvas.width = Math.round(width * ratio);
@@ -71,42 +74,70 @@ function paint(rounds, lanes, now, overlap) {
   ctx.font = "12px Inter, system-ui, sans-serif";
   ctx.textBaseline = "middle";
   const label = Math.min(150, width * 0.24);
-  const from = rounds[0].opened, to = Math.max(now, from + 1);
-  const x = (time) => label + ((time - from) / (to - from)) * (width - label - 2);
-  const fill = { train: colour("train"), close: colour("close"), exchange: colour("exchange"), wait: hatch(ctx), apply: colour("apply") };
+  const fill = { train: colour("train"), close: colour("close"), exchange: colour("exchange"), wait: hatch(ctx), apply: colour("apply"),
+    ink: colour("ink"), soft: colour("soft"), line: colour("line"), bad: colour("bad") };
   boxes = [];
-  ctx.strokeStyle = colour("line");
-  ctx.fillStyle = colour("soft");
-  for (const round of rounds) {
-    const left = x(round.opened), right = x(round.published ?? now);
-    ctx.beginPath(); ctx.moveTo(Math.round(left) + 0.5, 2); ctx.lineTo(Math.round(left) + 0.5, height); ctx.stroke();
-    const text = right - left > 70 ? `round ${round.round}` : `${round.round}`;
-    if (right - left > 18) ctx.fillText(text, left + 5, 9);
-  }
-  lanes.forEach(([id, name], index) => {
-    const top = HEAD + index * LANE + (LANE - BAR) / 2;
-    ctx.fillStyle = colour("ink");
-    ctx.fillText(fitted(ctx, name, label - 14), 0, top + BAR / 2);
-    for (const round of rounds) {
-      const peer = round.peers.find((it) => it.id === id);
-      if (peer) lane(ctx, round, peer, now, top, x, fill, overlap);
-    }
-  });
+  const right = ended && beside ? Math.round(width * 0.62) : width;
+  const whole = { left: label, right, top: 0, bottom: block, from: rounds[0].opened, to: Math.max(now, rounds[0].opened + 1) };
+  names(ctx, lanes, label - 14, 0, fill);
+  region(ctx, rounds, lanes, now, overlap, fill, whole, (round, wide) => (wide > 70 ? `round ${round.round}` : wide > 18 ? `${round.round}` : ""));
+  if (!ended) return;
+  const lens = beside ? { left: right + GAP, right: width, top: 0, bottom: block } : { left: label, right: width, top: block + 8, bottom: height };
+  Object.assign(lens, closeOf(ended));
+  if (!beside) names(ctx, lanes, label - 14, lens.top, fill);
+  region(ctx, rounds, lanes, now, overlap, fill, lens, () => "");
+  ctx.fillStyle = fill.soft;
+  ctx.fillText(`the end of round ${ended.round}, magnified: ${duration(lens.to - lens.from)}`, lens.left, lens.top + 9);
 }
 
-function lane(ctx, round, peer, now, top, x, fill, overlap) {
+function names(ctx, lanes, width, top, fill) {
+  ctx.fillStyle = fill.ink;
+  lanes.forEach(([, name], index) => ctx.fillText(fitted(ctx, name, width), 0, top + HEAD + index * LANE + LANE / 2));
+}
+
+// From a little before a round's close until its last peer has applied it.
+function closeOf(round) {
+  const first = Math.min(round.closing ?? round.published, ...round.peers.map((it) => it.handed_in ?? Infinity));
+  const last = Math.max(round.published, ...round.peers.map((it) => it.applied ?? 0));
+  const rim = Math.max(0.15, 0.12 * (last - first));
+  return { from: first - rim, to: last + rim };
+}
+
+function region(ctx, rounds, lanes, now, overlap, fill, area, title) {
+  const x = (time) => area.left + ((time - area.from) / (area.to - area.from)) * (area.right - area.left);
+  ctx.save();
+  ctx.beginPath(); ctx.rect(area.left, area.top, area.right - area.left, area.bottom - area.top); ctx.clip();
+  for (const round of rounds) {
+    const left = x(round.opened), right = x(round.published ?? now);
+    ctx.strokeStyle = fill.line;
+    ctx.beginPath(); ctx.moveTo(Math.round(left) + 0.5, area.top + HEAD - 6); ctx.lineTo(Math.round(left) + 0.5, area.bottom); ctx.stroke();
+    ctx.fillStyle = fill.soft;
+    ctx.fillText(title(round, right - left), left + 4, area.top + 9);
+  }
+  lanes.forEach(([id], index) => {
+    const top = area.top + HEAD + index * LANE + (LANE - BAR) / 2;
+    for (const round of rounds) {
+      const peer = round.peers.find((it) => it.id === id);
+      if (peer) lane(ctx, round, peer, now, top, x, fill, overlap, area);
+    }
+  });
+  ctx.restore();
+}
+
+function lane(ctx, round, peer, now, top, x, fill, overlap, area) {
   for (const [kind, start, end] of spans(round, peer, now)) {
     const left = x(start), wide = Math.max(1.2, x(end) - left - 0.6);
+    if (left > area.right || left + wide < area.left) continue;
     ctx.fillStyle = fill[kind];
     ctx.fillRect(left, top, wide, BAR);
-    boxes.push({ left, right: left + wide, top, bottom: top + BAR, kind, seconds: end - start, round, peer });
+    boxes.push({ left: Math.max(left, area.left), right: Math.min(left + wide, area.right), top, bottom: top + BAR, kind, seconds: end - start, round, peer });
     if (overlap && kind !== "train" && kind !== "apply") { ctx.fillStyle = fill.train; ctx.fillRect(left, top + BAR - 3, wide, 3); }
   }
   if (peer.outcome === "refused" || peer.outcome === "late") {
     const at = x(round.published ?? now) - 7, middle = top + BAR / 2;
-    ctx.strokeStyle = colour("bad"); ctx.lineWidth = 2.5;
+    ctx.strokeStyle = fill.bad; ctx.lineWidth = 2.5;
     ctx.beginPath(); ctx.moveTo(at - 5, middle - 5); ctx.lineTo(at + 5, middle + 5); ctx.moveTo(at + 5, middle - 5); ctx.lineTo(at - 5, middle + 5); ctx.stroke();
-    ctx.strokeStyle = colour("line"); ctx.lineWidth = 1;
+    ctx.lineWidth = 1;
   }
 }
 
