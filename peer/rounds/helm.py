@@ -132,7 +132,7 @@ class Helm:
             VerificationError: its log is damaged, and nobody is there who has the rest.
         """
         known = list(self.contacts.addresses)
-        answers = await self.neighbours.ask(known)
+        answers = await self.neighbours.ask([*known, *await self.link.swarm.peers()])
         if self.log.head.round or known or self.log.damage:
             patience = DAMAGED_SECONDS if self.log.damage else OBSERVE_SECONDS
             end = asyncio.get_running_loop().time() + patience
