@@ -29,6 +29,7 @@ from peer.log.snapshots import Snapshots, digest_after, fault
 from peer.log.state import State
 from peer.messages import parse
 from peer.swarm import Swarm
+from peer.yielding import stand_back
 from protos import log_pb2, swarm_pb2
 from protos.signing import body_hash
 
@@ -66,7 +67,7 @@ class Replica:
         self.snapshots = Snapshots(folder / "snapshots", self.blobs)
         self._sources = sources
         self._dropped_until = 1  # round whose payloads, and later ones, were not dropped by this process
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="apply")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="apply", initializer=stand_back)
 
     def serve(self, swarm: Swarm) -> None:
         """Answer other nodes' questions for records and snapshots."""
