@@ -141,12 +141,16 @@ class Replica:
         """Have one blob in the store. The usual sources share the load; `likely` holders, its maker above all, whose
         uplink has carried it once already, are asked after them.
 
+        What a peer made is asked of the coordinator first, which has it before anybody else, and no training beside:
+        homes then send what they make and hardly more. When its uplink is full it is busy, and others serve.
+
         Raises:
             UnreachableError: nobody could give it.
         """
         if not self.blobs.has(hash_):
             usual = [peer for peer in self._sources() if peer not in likely]
-            sources = [*self.exchange.donors.order(hash_, usual), *likely]
+            relay = [peer for peer in usual if likely and peer == self.log.origin.coordinator]
+            sources = list(dict.fromkeys([*relay, *self.exchange.donors.order(hash_, usual), *likely]))
             await self.exchange.fetch(hash_, size, sources, deadline_seconds=PAYLOAD_SECONDS)
 
     async def apply_next(self) -> Entry:
