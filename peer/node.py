@@ -213,6 +213,7 @@ class Node:
             await self.changed.wait(1.0)
             return
         positions, rows = batch
+        self._beside.start(self.feed.look_ahead(self.spec.train.batch_sequences))
         contributor = self.contributor
         tokens_before = self.replica.log.accounts.tokens + contributor.backlog.tokens
         started = asyncio.get_running_loop().time()

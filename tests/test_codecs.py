@@ -377,3 +377,13 @@ def test_opening_hostile_lengths_takes_no_more_memory_than_the_model(name: str) 
         assert tracemalloc.get_traced_memory()[1] < 16 * count
     finally:
         tracemalloc.stop()
+
+
+def test_gaps_that_add_up_beyond_32_bits_are_refused() -> None:
+    """Every gap as large as its bits allow, in a whole segment: the sum must not wrap round to a valid place."""
+    count = SEGMENT_PARAMETERS
+    kept, blocks, rice = count // 8, count // 4096, 12
+    ones = b"\xff" * (kept // 8)
+    body = struct.pack("<BI", rice, kept) + bytes(4 * blocks) + 2 * ones + rice * ones + ones
+    with pytest.raises(PayloadError, match="outside its block"):
+        CODECS["sparse/8"].check(memoryview(body), count)

@@ -31,7 +31,7 @@ from peer.errors import PayloadError
 
 BLOCK = 256
 _TRITS_PER_BYTE = 5
-_SIGN_BIT = np.uint32(0x80000000)
+SIGN_BIT = np.uint32(0x80000000)
 # [243, 5]: the five base-3 digits of a byte, least significant first, less one.
 _TRITS = (np.arange(243)[:, None] // 3 ** np.arange(_TRITS_PER_BYTE) % 3 - 1).astype(np.float32)
 _POWERS = (3 ** np.arange(_TRITS_PER_BYTE)).astype(np.uint8)
@@ -112,7 +112,7 @@ class TwoLevel:
             # low ^ (low ^ high) where the bit is set: integer work, no rounding.
             bits *= (low_bits[rows] ^ high_bits[rows])[:, None]
             bits ^= low_bits[rows, None]
-            bits ^= unpack_bits(signs, start, stop).reshape(-1, width) * _SIGN_BIT
+            bits ^= unpack_bits(signs, start, stop).reshape(-1, width) * SIGN_BIT
             yield slice(start, stop), bits.reshape(-1).view(np.float32)
 
     def largest_bytes(self, count: int) -> int:
@@ -194,7 +194,7 @@ class Sign:
         level_bits = (levels * scale * factor).view(np.uint32)
         for start, stop in spans(count, BLOCK):
             width = min(BLOCK, stop - start)
-            bits = unpack_bits(signs, start, stop).reshape(-1, width) * _SIGN_BIT
+            bits = unpack_bits(signs, start, stop).reshape(-1, width) * SIGN_BIT
             bits ^= level_bits[start // BLOCK : start // BLOCK + bits.shape[0], None]
             yield slice(start, stop), bits.reshape(-1).view(np.float32)
 

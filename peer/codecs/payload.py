@@ -33,6 +33,7 @@ from peer.codecs.lowbit import Sign, Ternary, TwoLevel
 from peer.codecs.sparse import TopK
 from peer.codecs.wire import Floats, Term
 from peer.errors import CommonweightsError, PayloadError
+from peer.yielding import stand_back
 
 T = TypeVar("T")
 
@@ -119,7 +120,10 @@ class Payload:
             total: fp32 [the segment's length].
         """
         for where, term in self._terms(self._segments[index], factor):
-            total[where] += term
+            if isinstance(where, slice):
+                total[where] += term
+            else:
+                np.add.at(total, where, term)  # places are distinct; half the time of indexing
 
     def add_to(self, vector: torch.Tensor, factor: float) -> None:
         """vector += factor * decoded values, in place, segment by segment. `vector` fp32 [parameters], CPU."""
@@ -241,5 +245,5 @@ def in_parallel(work: Callable[[int], T], items: range) -> list[T]:
     workers = min(torch.get_num_threads(), len(items))
     if workers <= 1:
         return [work(item) for item in items]
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers, initializer=stand_back) as pool:
         return list(pool.map(work, items))

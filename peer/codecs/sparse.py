@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from peer.codecs.lowbit import two_levels
+from peer.codecs.lowbit import SIGN_BIT, two_levels
 from peer.codecs.wire import (
     Bytes,
     Cursor,
@@ -44,6 +44,10 @@ class _Shape(NamedTuple):
     kept: npt.NDArray[np.int64]  # [blocks]
     first: npt.NDArray[np.int64]  # [blocks]
     total: int
+
+    def spread(self, per_block: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """A value per block, to each kept value of that block. [blocks] -> [total]"""
+        return np.repeat(per_block, self.kept)
 
 
 class TopK:
@@ -84,9 +88,12 @@ class TopK:
     def terms(self, body: memoryview, count: int, scale: np.float32, factor: np.float32) -> Iterator[Term]:
         shape = self._shape(count)
         lows, highs, signs, choices, places = self._read(body, count)
-        low, high = (np.repeat(levels * scale * factor, shape.kept) for levels in (lows, highs))
-        chosen = np.where(unpack_bits(choices, 0, shape.total), high, low)
-        yield places, np.where(unpack_bits(signs, 0, shape.total), -chosen, chosen)
+        low, high = ((levels * scale * factor).view(np.uint32) for levels in (lows, highs))
+        # low ^ (low ^ high) where the bit is set, and the sign: integer work, no rounding; a third of np.where's time.
+        bits = unpack_bits(choices, 0, shape.total) * shape.spread(low ^ high)
+        bits ^= shape.spread(low)
+        bits ^= unpack_bits(signs, 0, shape.total) * SIGN_BIT
+        yield places, bits.view(np.float32)
 
     def largest_bytes(self, count: int) -> int:
         shape = self._shape(count)
@@ -133,23 +140,42 @@ class TopK:
 
     def _places(self, shape: _Shape, rice: int, low: Bytes, unary: Bytes, unary_bits: int, count: int) -> Places:
         """The kept places in [0, count), strictly increasing, exactly `kept` in each block, or PayloadError."""
-        ends = np.flatnonzero(unpack_bits(unary, 0, unary_bits))
+        ends = np.flatnonzero(unpack_bits(unary, 0, unary_bits).view(np.bool_)).astype(np.int32)
         if ends.size != shape.total or ends[-1] != unary_bits - 1:
             raise PayloadError(f"damaged payload: {ends.size} index codes where {shape.total} are due")
-        gaps = np.diff(ends, prepend=-1) - 1
-        gaps <<= rice
-        bits = unpack_bits(low, 0, rice * shape.total).reshape(shape.total, rice)
-        for bit in range(rice):
-            gaps += bits[:, bit].astype(np.int64) << bit
+        steps = np.diff(ends, prepend=np.int32(-1))  # gap + 1, of its high part so far
+        steps -= 1
+        steps <<= rice
+        steps += _unpack_numbers(low, rice, shape.total)
+        steps += 1
         # Within a block the index is the sum of (gap + 1), less one; gaps are never negative, so indices increase.
-        reach = np.cumsum(gaps + 1)
+        reach = np.cumsum(steps, dtype=np.int64)  # a liar's may sum up to more than 32 bits
         last = shape.first + shape.kept - 1
         reach_before = np.concatenate([[0], reach[last[:-1]]])
         starts = np.arange(shape.kept.size, dtype=np.int64) * BLOCK
         if np.any(reach[last] - reach_before > np.minimum(BLOCK, count - starts)):
             raise PayloadError("damaged payload: an index lies outside its block")
-        places: Places = reach - 1 + np.repeat(starts - reach_before, shape.kept)
-        return places
+        reach += shape.spread(starts - reach_before - 1)
+        return reach
+
+
+def _unpack_numbers(plane: Bytes, width: int, count: int) -> npt.NDArray[np.int32]:
+    """`count` numbers of `width` <= 12 bits each, one after another in a packed plane."""
+    if width == 0:
+        return np.zeros(count, dtype=np.int32)
+    rows = -(-count // 8)  # eight numbers begin at a whole byte
+    padded = np.zeros(rows * width + 3, dtype=np.uint8)
+    padded[: plane.size] = plane
+    numbers = np.empty((rows, 8), dtype=np.int32)
+    for lane in range(8):
+        start, shift = divmod(lane * width, 8)
+        window = padded[start : start + (rows - 1) * width + 1 : width].astype(np.int32)
+        for byte in range(1, -(-(shift + width) // 8)):
+            window |= padded[start + byte : start + byte + (rows - 1) * width + 1 : width].astype(np.int32) << (
+                8 * byte
+            )
+        numbers[:, lane] = (window >> shift) & ((1 << width) - 1)
+    return numbers.reshape(-1)[:count]
 
 
 def _largest(magnitudes: Floats, keep: int) -> Flags:

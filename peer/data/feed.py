@@ -5,12 +5,14 @@ Both give batches in a fixed order; only the first has anything to do with the s
 
 from __future__ import annotations
 
+import contextlib
 from typing import Protocol
 
 import numpy as np
 
 from peer.data.private import PrivateRows
 from peer.data.reader import Rows, ShardReader
+from peer.errors import CommonweightsError
 from peer.rounds.ranges import Ranges
 from protos import swarm_pb2
 
@@ -27,6 +29,9 @@ class Feed(Protocol):
         Raises:
             DataError: the rows could not be had.
         """
+
+    async def look_ahead(self, sequences: int) -> None:
+        """While a batch is trained on: read the next one, so that the device need not wait. Never fails."""
 
     def used(self, positions: Ranges) -> None:
         """A batch was trained on (or skipped): it does not come again."""
@@ -51,12 +56,24 @@ class LeasedFeed:
         self._reader = reader
         self._sequence_length = sequence_length
         self._batch_sequences = batch_sequences
+        self._ahead: tuple[Ranges, Rows] | None = None
 
     async def batch(self, sequences: int) -> tuple[Ranges, Rows] | None:
         positions = self.stock.first(sequences)
         if len(positions) < sequences:
             return None
-        return positions, await self._reader.rows(np.concatenate([np.arange(*pair) for pair in positions]))
+        if self._ahead is not None and self._ahead[0] == positions:
+            return self._ahead
+        return positions, await self._read(positions)
+
+    async def look_ahead(self, sequences: int) -> None:
+        positions = (self.stock - self.stock.first(sequences)).first(sequences)
+        if len(positions) == sequences:
+            with contextlib.suppress(CommonweightsError):  # if it is still there, `batch` runs into it and tells
+                self._ahead = positions, await self._read(positions)
+
+    async def _read(self, positions: Ranges) -> Rows:
+        return await self._reader.rows(np.concatenate([np.arange(*pair) for pair in positions]))
 
     def used(self, positions: Ranges) -> None:
         self.stock -= positions
@@ -89,6 +106,9 @@ class PrivateFeed:
         rows = await self._rows.rows(range(self._next, self._next + sequences))
         self._next += sequences
         return Ranges(), rows
+
+    async def look_ahead(self, sequences: int) -> None:
+        pass
 
     def used(self, positions: Ranges) -> None:
         pass

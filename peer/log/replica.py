@@ -29,6 +29,7 @@ from peer.log.snapshots import Snapshots, digest_after, fault
 from peer.log.state import State
 from peer.messages import parse
 from peer.swarm import Swarm
+from peer.yielding import stand_back
 from protos import log_pb2, swarm_pb2
 from protos.signing import body_hash
 
@@ -66,7 +67,7 @@ class Replica:
         self.snapshots = Snapshots(folder / "snapshots", self.blobs)
         self._sources = sources
         self._dropped_until = 1  # round whose payloads, and later ones, were not dropped by this process
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="apply")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="apply", initializer=stand_back)
 
     def serve(self, swarm: Swarm) -> None:
         """Answer other nodes' questions for records and snapshots."""
@@ -140,12 +141,16 @@ class Replica:
         """Have one blob in the store. The usual sources share the load; `likely` holders, its maker above all, whose
         uplink has carried it once already, are asked after them.
 
+        What a peer made is asked of the coordinator first, which has it before anybody else, and no training beside:
+        homes then send what they make and hardly more. When its uplink is full it is busy, and others serve.
+
         Raises:
             UnreachableError: nobody could give it.
         """
         if not self.blobs.has(hash_):
             usual = [peer for peer in self._sources() if peer not in likely]
-            sources = [*self.exchange.donors.order(hash_, usual), *likely]
+            relay = [peer for peer in usual if likely and peer == self.log.origin.coordinator]
+            sources = list(dict.fromkeys([*relay, *self.exchange.donors.order(hash_, usual), *likely]))
             await self.exchange.fetch(hash_, size, sources, deadline_seconds=PAYLOAD_SECONDS)
 
     async def apply_next(self) -> Entry:
