@@ -93,7 +93,8 @@ protos: setup .venv-protos/installed  ## generate the Python code of protos/*.pr
 	PATH="$(CURDIR)/.venv-protos/bin:$$PATH" .venv-protos/bin/python -m grpc_tools.protoc -I . \
 	  --python_out=. --pyi_out=. --grpc_python_out=. --mypy_grpc_out=quiet:. protos/coordinator.proto
 	.venv-protos/bin/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. protos/log.proto protos/swarm.proto
-	$(BIN)/python -m pytest -q tests/test_protos.py
+	$(BIN)/python -m protos.document > docs/api.md
+	$(BIN)/python -m pytest -q tests/test_protos.py tests/test_api_docs.py
 
 .venv-protos/installed: Makefile
 	$(BIN)/python -m venv --clear .venv-protos

@@ -36,6 +36,7 @@ class Run(Section):
     seed: NonNegative = 0
     rounds: NonNegative = 0  # 0: no limit
     tokens: NonNegative = 0  # 0: no limit
+    access: Literal["open", "invite"] = "open"  # who may take part: anybody, or whoever redeemed an invitation
 
 
 class Model(Section):

@@ -29,6 +29,17 @@ WebPortOption = Annotated[
     int | None,
     typer.Option(min=0, max=65535, help="Port of the page; 0: any free one. Default: 7071, or a free one."),
 ]
+DatabaseOption = Annotated[
+    str,
+    typer.Option(
+        envvar="COMMONWEIGHTS_DATABASE",
+        help="sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME; DIR/database.sqlite if not given.",
+    ),
+]
+RemoteOption = Annotated[
+    str,
+    typer.Option("--ticket", help="Of a run elsewhere, with COMMONWEIGHTS_ADMIN_TOKEN; DIR/ticket.txt if not given."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 
 
@@ -120,13 +131,12 @@ def serve(
     peer: Annotated[
         list[str] | None, typer.Option(help="Where a peer of the run is (/ip4/ADDRESS/tcp/PORT/p2p/ID); repeatable.")
     ] = None,
-    database: Annotated[
-        str,
-        typer.Option(
-            envvar="COMMONWEIGHTS_DATABASE",
-            help="sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME; DIR/database.sqlite if not given.",
-        ),
-    ] = "",
+    database: DatabaseOption = "",
+    tls: Annotated[bool, typer.Option("--tls", help="TLS for the API, with a certificate made for the run.")] = False,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(help="PEM file of a certificate that others trust, instead.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Lead a run until it is finished; the ticket to hand out is written to DIR/ticket.txt."""
@@ -147,6 +157,9 @@ def serve(
             swarm_port,
             _web_ports(web_port),
             database=database,
+            tls=tls,
+            tls_certificate=tls_certificate,
+            tls_key=tls_key,
             recover=recover,
             identity=identity,
             peers=tuple(peer or ()),
@@ -165,24 +178,119 @@ def serve(
 @app.command()
 def ledger(
     folder: DirOption,
+    teams: Annotated[bool, typer.Option("--teams", help="By team instead of by peer.")] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Fold the database's ledger from the log again, and say what differed.")
+    ] = False,
+    database: DatabaseOption = "",
     as_json: JsonOption = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a header line.")] = False,
 ) -> None:
     """Who contributed how much: the fold of the log in DIR."""
-    from coordinator.ledger import rows, to_csv
+    from coordinator.ledger import Row, TeamRow, rows, team_rows, to_csv
     from coordinator.names import Names
     from peer.log.chain import Log
 
     log = Log.load(folder / "log")
-    found = rows(log.accounts, Names(folder / "names.json").by_id)
+    if rebuild:
+        from coordinator.rebuild_ledger import rebuild_ledger
+
+        differences = rebuild_ledger(log, folder, database)
+        for line in differences:
+            typer.echo(line, err=True)
+        typer.echo(f"the ledger is folded again: {len(differences)} differences", err=True)
+    by_name = Names(folder / "names.json").by_id
+    found: list[Row] | list[TeamRow] = team_rows(log.accounts) if teams else rows(log.accounts, by_name)
     if as_csv:
-        sys.stdout.write(to_csv(found))
+        sys.stdout.write(to_csv(found, TeamRow if teams else Row))
     if as_json:
-        print_json({"run_id": log.run_id.hex(), "tokens": log.accounts.tokens, "peers": [vars(row) for row in found]})
+        figures = {"run_id": log.run_id.hex(), "tokens": log.accounts.tokens}
+        print_json({**figures, "teams" if teams else "peers": [vars(row) for row in found]})
     if not (as_csv or as_json):
         from coordinator.views import print_ledger
 
         print_ledger(log, found)
+
+
+@app.command()
+def pause(folder: DirOption, ticket: RemoteOption = "") -> None:
+    """Close no round until `resume`; peers keep what they have."""
+    from protos.coordinator_pb2 import PauseRequest
+
+    _govern(folder, ticket, "Pause", PauseRequest())
+
+
+@app.command()
+def resume(folder: DirOption, ticket: RemoteOption = "") -> None:
+    """Go on after `pause`."""
+    from protos.coordinator_pb2 import ResumeRequest
+
+    _govern(folder, ticket, "Resume", ResumeRequest())
+
+
+@app.command()
+def invite(
+    folder: DirOption,
+    uses: Annotated[int, typer.Option(min=1, help="How many peers it admits.")] = 1,
+    days: Annotated[float, typer.Option(min=0, help="For how long it is valid; 0: for good.")] = 0.0,
+    note: Annotated[str, typer.Option(help="For your own list; see `invites`.")] = "",
+    ticket: RemoteOption = "",
+) -> None:
+    """Make an invitation to an invite-only run; its token is shown once."""
+    from protos.coordinator_pb2 import InviteRequest
+
+    _govern(folder, ticket, "Invite", InviteRequest(uses=uses, valid_seconds=days * 86400, note=note), "token")
+
+
+@app.command()
+def invites(folder: DirOption, ticket: RemoteOption = "", as_json: JsonOption = False) -> None:
+    """List invitations, and who redeemed them."""
+    from coordinator.organiser import list_invites
+    from coordinator.views import print_invites
+
+    found = list_invites(folder, ticket)
+    if as_json:
+        print_json({"invites": found})
+    else:
+        print_invites(found)
+
+
+@app.command()
+def revoke(
+    folder: DirOption,
+    peer: Annotated[str, typer.Option(help="Peer id: bar it from the run; with --round: void that contribution.")] = "",
+    round_: Annotated[int, typer.Option("--round", min=0, help="Of a contribution that is still pending.")] = 0,
+    invitation: Annotated[int, typer.Option(min=0, help="Number of an invitation to take back; see `invites`.")] = 0,
+    reason: Annotated[str, typer.Option(help="For the log and for the peer.")] = "",
+    ticket: RemoteOption = "",
+) -> None:
+    """Bar a peer, void a pending contribution, or take an invitation back."""
+    from protos.coordinator_pb2 import RevokeRequest
+
+    request = RevokeRequest(peer_id=peer, round=round_, invite=invitation, reason=reason)
+    _govern(folder, ticket, "Revoke", request)
+
+
+@app.command()
+def checkpoint(folder: DirOption, ticket: RemoteOption = "") -> None:
+    """Evaluate and write a checkpoint of the present state now."""
+    from protos.coordinator_pb2 import CheckpointRequest
+
+    _govern(folder, ticket, "Checkpoint", CheckpointRequest())
+
+
+@app.command()
+def finish(folder: DirOption, ticket: RemoteOption = "") -> None:
+    """End the run with the open round."""
+    from protos.coordinator_pb2 import FinishRequest
+
+    _govern(folder, ticket, "Finish", FinishRequest())
+
+
+def _govern(folder: Path, ticket: str, method: str, request: Any, answer: str = "message") -> None:
+    from coordinator.organiser import govern
+
+    typer.echo(getattr(govern(folder, ticket, method, request), answer))
 
 
 def main() -> None:

@@ -49,6 +49,7 @@ class Recorder:
         self._spans: list[Span] = []
         self.name_of: Callable[[PeerId], str] = leader.name_of
         self.on_note: Callable[[float, Kind, int, str], None] = lambda when, kind, round_, words: None
+        self._sequencer = log.head.signed.signer
         self._followed = b""  # hash of the head that the ledger was last told to follow
 
     async def run(self) -> None:
@@ -72,6 +73,10 @@ class Recorder:
     def applied(self, entry: Entry) -> None:
         """A record is in the log and its contributions are in the weights here."""
         self.store.put(history.time_round, entry.round, "applied", self.clock())
+        signer = entry.signed.signer
+        if signer != self._sequencer:
+            self._sequencer = signer
+            self.note("failover", f"{self._name(signer)} sequences the run from round {entry.round} on", signer)
         self.follow()
 
     def follow(self) -> None:
@@ -81,7 +86,12 @@ class Recorder:
             self.store.put(self._follow)
 
     def _follow(self, connection: Connection) -> None:  # in the writer's thread
-        if not fold.follow(connection, self.log):
+        before = fold.newest_round(connection)
+        agreed, complete = fold.follow(connection, self.log)
+        if agreed < before:
+            words = f"rounds {agreed + 1} to {before} are taken back: the log went on another way"
+            history.add_incident(connection, self.clock(), "rollback", agreed, words)
+        if not complete:
             self.store.put(self._follow)
 
     # --- what the leader sees ---------------------------------------------------------------------------------------
@@ -137,10 +147,12 @@ class Recorder:
     def flush(self) -> None:
         """Queue what has come together: spans, sightings and one sample."""
         now = self.clock()
+        for peer in [key for key in self._seen if PeerId(key) not in self.leader.guests]:
+            self._forget(peer, now, "left", "is not in sight: another node leads")
         if self._spans:
             self.store.put(history.add_spans, self._spans)
             self._spans = []
-        if sightings := [item for key, seen in self._seen.items() if (item := self._sighting(key, seen, now))]:
+        if sightings := [self._sighting(key, seen, now) for key, seen in self._seen.items()]:
             self.store.put(history.see_peers, sightings)
         exchange, accounts = self.leader.replica.exchange, self.log.accounts
         self.store.put(
@@ -151,11 +163,8 @@ class Recorder:
             ),
         )  # fmt: skip
 
-    def _sighting(self, key: bytes, seen: Seen, now: float) -> Sighting | None:
-        guest = self.leader.guests.get(PeerId(key))
-        if guest is None:
-            return None
-        told = guest.presence
+    def _sighting(self, key: bytes, seen: Seen, now: float) -> Sighting:
+        told = self.leader.guests[PeerId(key)].presence
         # A peer that was started again counts from nothing. What it claims is shown, never credited.
         sent = told.bytes_sent - seen.bytes_sent if told.bytes_sent >= seen.bytes_sent else told.bytes_sent
         received = (

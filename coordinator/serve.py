@@ -16,13 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs import RunSpec
+from coordinator.access import Doorkeeper
+from coordinator.api.server import served
+from coordinator.api.tls import ServerCertificate, given_certificate, own_certificate
+from coordinator.api.token import admin_token
 from coordinator.evaluate import Evaluator
 from coordinator.genesis import create
 from coordinator.names import Names
 from coordinator.rebuild import rebuild
 from coordinator.recorder import Recorder
-from coordinator.service import served
 from coordinator.store import Store, open_store, queries
+from coordinator.store.database import default_url
 from coordinator.store.history import Kind
 from coordinator.web.publisher import published
 from coordinator.web.timeline import INCIDENTS_KEPT, Incident, Sample, Timeline, samples_of
@@ -63,6 +67,9 @@ class ServeOptions:
     swarm_port: int = 0
     web_ports: tuple[int, ...] = ()  # for the page, the first that is free (0: any); none: no page
     database: str = ""  # URL; empty: FOLDER/database.sqlite
+    tls: bool = False  # with a certificate made for the run, unless one is given
+    tls_certificate: Path | None = None  # PEM files
+    tls_key: Path | None = None
     paused: bool = False
     recover: bool = False  # the folder is lost: begin it again from the peers
     identity: Path | None = None  # a backup of the run's key, for a folder that has none
@@ -97,6 +104,7 @@ class Coordinator:
         self.timeline: Timeline = Timeline(self.log.head.round + 1, time.time(), lambda key: names.of(PeerId(key)))
         self.recorder.on_note = self.timeline.tell
         self.recorder.name_of = names.of
+        self.doorkeeper = Doorkeeper(leader.identity, self.log, store, leader.gate)
         self._snapshotting: asyncio.Task[None] | None = None
 
     @property
@@ -137,6 +145,11 @@ class Coordinator:
         """Bring snapshot, evaluation and checkpoint up to the head."""
         await self._keep_snapshot()
         await self.evaluator.finish()
+
+    async def checkpoint_now(self) -> str:
+        """Evaluate and export the present state; where the checkpoint lies."""
+        await self.evaluator.finish()
+        return str(self.evaluator.checkpoint or "")
 
     def status(self) -> coordinator_pb2.StatusReply:
         """Where the run stands now."""
@@ -270,8 +283,7 @@ async def leading(
     log: Log, swarm: Swarm, identity: Identity, options: ServeOptions, on_event: Callable[[str], None]
 ) -> AsyncIterator[Coordinator]:
     """The parts of a coordinator put together on a swarm that is up."""
-    folder = options.folder
-    database = options.database or f"sqlite:///{(folder / 'database.sqlite').absolute()}"
+    database = options.database or default_url(options.folder)
     with await asyncio.to_thread(open_store, database, log.run_id) as store:
         async with _leading(log, swarm, identity, options, on_event, store) as coordinator:
             yield coordinator
@@ -303,12 +315,18 @@ async def _leading(
         coordinator.helm.serve()
         Measuring(swarm, replica.exchange.upload)
         await coordinator.remember()
+        await coordinator.doorkeeper.restore()
+        coordinator.doorkeeper.serve(swarm)
+        certificate, token = server_certificate(options), admin_token(folder, create=True)
         bind, host = bind_address(options.host), options.host or _first_host(swarm.addresses)
         async with (
-            served(coordinator, bind, options.grpc_port) as grpc_port,
+            served(coordinator, bind, options.grpc_port, token, certificate) as grpc_port,
             published(coordinator, bind, options.web_ports, host) as coordinator.page_address,
         ):
-            ticket = Ticket(log.run_id, identity.peer_id, (f"{host}:{grpc_port}",), tuple(swarm.addresses))
+            ticket = Ticket(
+                log.run_id, identity.peer_id, (f"{host}:{grpc_port}",), tuple(swarm.addresses),
+                tls=certificate is not None, certificate_hash=certificate.hash if certificate else b"",
+            )  # fmt: skip
             ticket.save(folder)
             coordinator.ticket = ticket
             try:
@@ -341,6 +359,15 @@ def _contact(address: str) -> tuple[PeerId, list[str]]:
     if peer is None:
         raise UsageError(f"--peer {address}: the peer's id is missing; write /ip4/ADDRESS/tcp/PORT/p2p/ID")
     return peer, [bare]
+
+
+def server_certificate(options: ServeOptions) -> ServerCertificate | None:
+    """What the API shows; None: it speaks in the clear. Raises UsageError."""
+    if (options.tls_certificate is None) != (options.tls_key is None):
+        raise UsageError("--tls-certificate and --tls-key go together")
+    if options.tls_certificate is not None and options.tls_key is not None:
+        return given_certificate(options.tls_certificate, options.tls_key)
+    return own_certificate(options.folder) if options.tls else None
 
 
 def bind_address(host: str) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from peer.identity import PeerId
+from peer.terminal.quantities import clean
 from peer.terminal.views import PeerView, Summary, SwarmView
 
 if TYPE_CHECKING:
     from coordinator.demo import DemoResult
-    from coordinator.ledger import Row
+    from coordinator.ledger import Row, TeamRow
     from coordinator.serve import Coordinator
     from peer.log.chain import Log
 
@@ -87,17 +88,29 @@ def summary_of(coordinator: Coordinator, result: DemoResult) -> Summary:
     )
 
 
-def print_ledger(log: Log, rows: list[Row]) -> None:
+def print_ledger(log: Log, rows: list[Row] | list[TeamRow]) -> None:
     """A table on stdout."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"{log.spec.run.name}: {log.accounts.tokens:,} tokens in {log.head.round} rounds")
-    for heading in ("peer", "name", "credit (tokens)", "contributions", "refused", "rounds", "last refusal"):
-        table.add_column(heading, justify="right" if heading[0] in "c" else "left")
     for row in rows:
-        table.add_row(
-            row.peer_id, row.name, f"{row.credit_tokens:,}", str(row.contributions), str(row.refused),
-            f"{row.first_round}-{row.last_round}", row.last_refusal,
-        )  # fmt: skip
+        cells = {key.replace("_", " "): value for key, value in vars(row).items()}
+        if not table.columns:
+            for key, value in cells.items():
+                table.add_column(key, justify="right" if isinstance(value, int) else "left")
+        table.add_row(*(f"{value:,}" if isinstance(value, int) else clean(value, 200) for value in cells.values()))
+    Console().print(table)
+
+
+def print_invites(invites: list[dict[str, Any]]) -> None:
+    """A table on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("number", "note", "admitted", "state")
+    for item in invites:
+        admitted = ", ".join(PeerId.parse(peer).short for peer in item["admitted"])
+        state = "taken back" if item["revoked"] else f"{item['uses'] - len(item['admitted'])} left"
+        table.add_row(str(item["number"]), clean(item["note"], 60), admitted, state)
     Console().print(table)

@@ -58,6 +58,9 @@ def join(
     ] = "",
     data_name: Annotated[str, typer.Option(help="What the records call that data.")] = "private",
     rounds: Annotated[int, typer.Option(min=0, help="Contribute to so many rounds, then leave; 0: to the end.")] = 0,
+    invite: Annotated[
+        str, typer.Option(envvar="COMMONWEIGHTS_INVITE", help="Invitation to an invite-only run; once is enough.")
+    ] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Join a run and train until it is finished. Ctrl-C leaves cleanly; the same command again goes on.
@@ -98,6 +101,7 @@ def join(
             private_data=data,
             private_data_name=data_name,
             home=home,
+            invite=invite,
         )
         report = run(lambda stop: participate(parsed, options, stop, console))
         if report is None:
@@ -107,13 +111,26 @@ def join(
 
 
 @app.command()
-def status(ticket: TicketArgument, as_json: JsonOption = False) -> None:
-    """Where a run stands."""
+def status(
+    ticket: TicketArgument,
+    peer: Annotated[str, typer.Option("--peer", help="Of this peer id: its credit, and why it is not more.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Where a run stands, or one peer in it."""
     import asyncio
 
-    from peer.status import as_dict, fetch, print_status
+    from peer.status import as_dict, fetch, fetch_peer, peer_as_dict, print_peer, print_status
     from peer.ticket import Ticket
 
+    if peer:
+        from peer.identity import PeerId
+
+        one = asyncio.run(fetch_peer(Ticket.parse(ticket), PeerId.parse(peer)))
+        if as_json:
+            print_json(peer_as_dict(one))
+        else:
+            print_peer(one)
+        return
     found = asyncio.run(fetch(Ticket.parse(ticket)))
     if as_json:
         print_json(as_dict(found))
@@ -122,12 +139,41 @@ def status(ticket: TicketArgument, as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def receipt(
+    ticket: TicketArgument,
+    peer: Annotated[str, typer.Argument(help="Peer id; see `commonweights identity show`.")],
+    round_: Annotated[int, typer.Option("--round", min=0, help="Of this round; 0: of the newest contribution.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="File to write; receipt-PEER-ROUND.bin if not given.")] = None,
+) -> None:
+    """Fetch the proof that a contribution was accepted; `verify --receipt` checks it anywhere, offline."""
+    from peer.receipts import fetch_receipt
+    from peer.ticket import Ticket
+
+    typer.echo(fetch_receipt(Ticket.parse(ticket), peer, round_, out))
+
+
+@app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(help="Folder of a demo, serve or join.")], as_json: JsonOption = False
+    folder: Annotated[Path | None, typer.Argument(help="Folder of a demo, serve or join.")] = None,
+    receipt: Annotated[Path | None, typer.Option(help="A receipt to check instead of a folder.")] = None,
+    run: Annotated[str, typer.Option(help="With --receipt: the run's id or ticket; else it proves its own run.")] = "",
+    as_json: JsonOption = False,
 ) -> None:
     """Replay a run's log: signatures, chain, weights, credit. Exit code 3 if anything is not as it was signed."""
+    if receipt is not None:
+        from peer.receipts import show_statement, verify_receipt
+
+        statement = verify_receipt(receipt, run)
+        if as_json:
+            print_json({"ok": True, **vars(statement)})
+        else:
+            show_statement(statement, run)
+        return
+    from peer.errors import UsageError
     from peer.verification import show_verdict, verify_with_progress
 
+    if folder is None:
+        raise UsageError("verify: give a folder to replay, or --receipt FILE")
     verdict = verify_with_progress(folder)
     if as_json:
         keys = ("ok", "run_id", "rounds", "contributions", "state_digest", "credit", "errors")

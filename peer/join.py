@@ -24,6 +24,7 @@ from peer.errors import UnreachableError, VerificationError
 from peer.exchange.blobs import BlobStore
 from peer.exchange.exchange import Exchange
 from peer.identity import Identity, PeerId
+from peer.invitation import admission
 from peer.log.chain import Log
 from peer.log.replica import CALL_SECONDS, Replica
 from peer.log.state import State
@@ -64,6 +65,7 @@ class JoinOptions:
     rounds: int = 0  # contribute to so many, then leave; 0: until the run ends
     private_data: str = ""  # train on these local files instead of the run's data
     private_data_name: str = "private"  # what the records call it
+    invite: str = ""  # an invitation to an invite-only run
     home: Path | None = None  # where the identity lies, unless the folder has one of its own
 
     def identity(self) -> Identity:
@@ -124,6 +126,7 @@ async def assembled(
             raise
         on_event("the coordinator does not answer; joining through other peers")
     log = await _open_log(link, ticket, folder / "log")
+    admitted = await admission(swarm, log, folder, options.invite)
     store = BlobStore(folder / "blobs")
     steward = Steward(folder, options.overrides, Machine(open_gpu(hardware.uuid)), on_event)
     await steward.look()
@@ -163,7 +166,9 @@ async def assembled(
             else:
                 feed = LeasedFeed(reader, log.spec.data.sequence_length, log.spec.train.batch_sequences)
             labels = Labels(options.name, options.team, hardware.description)
+            contributor.labels = labels
             node = Node(replica, link, contributor, feed, labels, options.rounds, steward)
+            node.admission = admitted
             node.helm.serve()
             watching = asyncio.create_task(steward.watch(apply, link.changed.beat))
             watching.add_done_callback(_say_why)

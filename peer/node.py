@@ -69,6 +69,7 @@ class Node:
         self.tally = Tally()
         self.phase = "syncing"
         self.synced_round = 0  # where it came into step with the run at this start
+        self.admission: log_pb2.Signed | None = None  # to an invite-only run, as long as the log does not say so
         self.on_event: Callable[[str], None] = link.on_event
         self.changed: Pulse = link.changed
         self.leader = Leader(replica, link.swarm, contributor.identity, on_event=link.on_event)
@@ -342,7 +343,10 @@ class Node:
         asked = self.feed.stock
         idle = self._stopping.is_set() or bool(self.permission.verdict.reason)
         wanted = 0 if idle else self.feed.wanted(self.tally.tokens_per_second)
-        reply = await self.link.heartbeat(self.presence(), wanted)
+        presence = self.presence()
+        if self.admission is not None:
+            presence.admission.CopyFrom(self.admission)
+        reply = await self.link.heartbeat(presence, wanted)
         if reply is None:
             return
         if reply.revoked:

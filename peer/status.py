@@ -4,44 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-import grpc
+from google.protobuf.json_format import MessageToDict
 from rich.console import Console
 from rich.table import Table
 
-from peer.errors import CommonweightsError, UnreachableError, UsageError
+from peer.client import RunClient
 from peer.identity import PeerId
 from peer.terminal.quantities import clean, count, duration
 from peer.ticket import Ticket
-from protos import coordinator_pb2, coordinator_pb2_grpc
-
-TIMEOUT_SECONDS = 10.0
+from protos import coordinator_pb2
 
 
 async def fetch(ticket: Ticket) -> coordinator_pb2.StatusReply:
-    """Ask the addresses of the ticket, one after the other.
+    """Ask the coordinator. Raises what `RunClient` does."""
+    async with RunClient(ticket) as run:
+        return await run.status()
 
-    Raises:
-        UnreachableError: none answers.
-        UsageError: one does, but it serves another run.
-    """
-    reasons = []
-    for address in ticket.grpc_addresses:
-        async with grpc.aio.insecure_channel(address) as channel:
-            stub: Any = coordinator_pb2_grpc.CoordinatorStub(channel)  # the generated types know only the blocking one
-            request = coordinator_pb2.GetStatusRequest(run_id=ticket.run_id)
-            try:
-                reply: coordinator_pb2.StatusReply = await stub.GetStatus(request, timeout=TIMEOUT_SECONDS)
-                return reply
-            except grpc.aio.AioRpcError as error:
-                if error.code() == grpc.StatusCode.NOT_FOUND:
-                    raise UsageError(f"{address}: {error.details()}") from None
-                if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                    raise CommonweightsError(f"{address}: {error.details()}") from None
-                reasons.append(address)
-    raise UnreachableError(
-        f"the coordinator does not answer at {', '.join(reasons) or 'any address of the ticket'}; "
-        "is it running, and does a firewall let its port through?"
-    )
+
+async def fetch_peer(ticket: Ticket, peer: PeerId) -> coordinator_pb2.GetPeerReply:
+    """Ask the coordinator about one peer. Raises what `RunClient` does."""
+    async with RunClient(ticket) as run:
+        return await run.peer(peer)
 
 
 def as_dict(status: coordinator_pb2.StatusReply) -> dict[str, Any]:
@@ -101,6 +84,33 @@ def print_status(status: coordinator_pb2.StatusReply) -> None:
             f"{peer.credit_tokens:,}",
         )
     console.print(table)
+
+
+def peer_as_dict(peer: coordinator_pb2.GetPeerReply) -> dict[str, Any]:
+    """What `status --peer --json` prints."""
+    raw = MessageToDict(peer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    account = {key: int(value) if str(value).isdecimal() else value for key, value in raw.pop("account").items()}
+    return {**account, "here": peer.HasField("status"), "hindrances": list(peer.hindrances), "revoked": peer.revoked}
+
+
+def print_peer(peer: coordinator_pb2.GetPeerReply) -> None:
+    """For people, on stdout: its credit, and why it is not more."""
+    console = Console(highlight=False, markup=False)
+    account = peer.account
+    label = " of ".join(clean(it, 60) for it in (account.name, account.team) if it)
+    console.print(f"{account.peer_id}  {label}".rstrip())
+    words = f"{account.credit_tokens:,} tokens of credit in {account.contributions} contributions"
+    extra = [(account.pending_tokens, "pending"), (account.voided_tokens, "voided")]
+    console.print(", ".join([words, *(f"{amount:,} {what}" for amount, what in extra if amount)]))
+    beside = (
+        f"beside credit: {duration(account.uptime_seconds)} here, {account.rounds_sequenced} rounds sequenced, "
+        f"{count(account.bytes_served)}B served"
+    )
+    console.print(beside)
+    for sentence in peer.hindrances:
+        console.print(f"- {clean(sentence, 300)}")
+    if not peer.hindrances:
+        console.print("nothing stands between it and credit")
 
 
 def _known(value: float) -> float | None:

@@ -51,10 +51,14 @@ class Ticket:
     coordinator: PeerId
     grpc_addresses: tuple[str, ...]  # "host:port"
     swarm_addresses: tuple[str, ...]  # multiaddrs: the coordinator's without /p2p, other peers' with
+    tls: bool = False  # the API speaks TLS
+    certificate_hash: bytes = b""  # of the API's own certificate (peer/channel.py); empty: one that the system trusts
 
     def __post_init__(self) -> None:
         if len(self.run_id) != 32:
             raise UsageError(f"a ticket's run id has 32 bytes, not {len(self.run_id)}")
+        if len(self.certificate_hash) not in (0, 32) or (self.certificate_hash and not self.tls):
+            raise UsageError("a ticket names a certificate by 32 bytes, and only with TLS")
         if not self.grpc_addresses and not self.swarm_addresses:
             raise UsageError("a ticket without any address leads nowhere; give --host or an announced address")
         for address in self.grpc_addresses:
@@ -70,6 +74,8 @@ class Ticket:
             coordinator=self.coordinator.public_key,
             grpc_addresses=self.grpc_addresses,
             swarm_addresses=self.swarm_addresses,
+            tls=self.tls,
+            certificate_hash=self.certificate_hash,
         ).SerializeToString(deterministic=True)
         if len(content) > _MAX_BYTES:
             raise UsageError(f"a ticket holds {_MAX_BYTES} bytes at most, not {len(content)}; announce fewer addresses")
@@ -210,6 +216,8 @@ def _decode(token: str) -> Ticket:
         coordinator=PeerId.from_public_key(message.coordinator),
         grpc_addresses=tuple(message.grpc_addresses),
         swarm_addresses=tuple(message.swarm_addresses),
+        tls=message.tls,
+        certificate_hash=message.certificate_hash,
     )
 
 

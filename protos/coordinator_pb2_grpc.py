@@ -54,10 +54,55 @@ class CoordinatorStub(object):
                 request_serializer=protos_dot_coordinator__pb2.ListRecordsRequest.SerializeToString,
                 response_deserializer=protos_dot_coordinator__pb2.ListRecordsReply.FromString,
                 _registered_method=True)
+        self.ListRounds = channel.unary_unary(
+                '/commonweights.v1.Coordinator/ListRounds',
+                request_serializer=protos_dot_coordinator__pb2.ListRoundsRequest.SerializeToString,
+                response_deserializer=protos_dot_coordinator__pb2.ListRoundsReply.FromString,
+                _registered_method=True)
         self.GetLedger = channel.unary_unary(
                 '/commonweights.v1.Coordinator/GetLedger',
                 request_serializer=protos_dot_coordinator__pb2.GetLedgerRequest.SerializeToString,
                 response_deserializer=protos_dot_coordinator__pb2.GetLedgerReply.FromString,
+                _registered_method=True)
+        self.GetTeams = channel.unary_unary(
+                '/commonweights.v1.Coordinator/GetTeams',
+                request_serializer=protos_dot_coordinator__pb2.GetTeamsRequest.SerializeToString,
+                response_deserializer=protos_dot_coordinator__pb2.GetTeamsReply.FromString,
+                _registered_method=True)
+        self.GetPeer = channel.unary_unary(
+                '/commonweights.v1.Coordinator/GetPeer',
+                request_serializer=protos_dot_coordinator__pb2.GetPeerRequest.SerializeToString,
+                response_deserializer=protos_dot_coordinator__pb2.GetPeerReply.FromString,
+                _registered_method=True)
+        self.ListContributions = channel.unary_unary(
+                '/commonweights.v1.Coordinator/ListContributions',
+                request_serializer=protos_dot_coordinator__pb2.ListContributionsRequest.SerializeToString,
+                response_deserializer=protos_dot_coordinator__pb2.ListContributionsReply.FromString,
+                _registered_method=True)
+        self.GetReceipt = channel.unary_unary(
+                '/commonweights.v1.Coordinator/GetReceipt',
+                request_serializer=protos_dot_coordinator__pb2.GetReceiptRequest.SerializeToString,
+                response_deserializer=protos_dot_coordinator__pb2.GetReceiptReply.FromString,
+                _registered_method=True)
+        self.ListCheckpoints = channel.unary_unary(
+                '/commonweights.v1.Coordinator/ListCheckpoints',
+                request_serializer=protos_dot_coordinator__pb2.ListCheckpointsRequest.SerializeToString,
+                response_deserializer=protos_dot_coordinator__pb2.ListCheckpointsReply.FromString,
+                _registered_method=True)
+        self.GetCheckpoint = channel.unary_unary(
+                '/commonweights.v1.Coordinator/GetCheckpoint',
+                request_serializer=protos_dot_coordinator__pb2.GetCheckpointRequest.SerializeToString,
+                response_deserializer=protos_dot_coordinator__pb2.GetCheckpointReply.FromString,
+                _registered_method=True)
+        self.DownloadCheckpoint = channel.unary_stream(
+                '/commonweights.v1.Coordinator/DownloadCheckpoint',
+                request_serializer=protos_dot_coordinator__pb2.DownloadCheckpointRequest.SerializeToString,
+                response_deserializer=protos_dot_coordinator__pb2.DownloadCheckpointReply.FromString,
+                _registered_method=True)
+        self.RedeemInvite = channel.unary_unary(
+                '/commonweights.v1.Coordinator/RedeemInvite',
+                request_serializer=protos_dot_coordinator__pb2.RedeemInviteRequest.SerializeToString,
+                response_deserializer=protos_dot_coordinator__pb2.RedeemInviteReply.FromString,
                 _registered_method=True)
 
 
@@ -92,8 +137,71 @@ class CoordinatorServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRounds(self, request, context):
+        """Rounds, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetLedger(self, request, context):
         """Credit by peer, largest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTeams(self, request, context):
+        """Credit by team, largest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPeer(self, request, context):
+        """One peer: its account, whether it is here, and what stands between it and credit.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListContributions(self, request, context):
+        """Contributions of one peer, or to one round, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetReceipt(self, request, context):
+        """The proof that a contribution was accepted; `commonweights verify --receipt` checks it offline.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCheckpoints(self, request, context):
+        """Checkpoints that are there, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCheckpoint(self, request, context):
+        """The files of one checkpoint.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DownloadCheckpoint(self, request, context):
+        """The bytes of one file of a checkpoint, in order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RedeemInvite(self, request, context):
+        """An invitation in exchange for the right of one key to take part; the same key may ask again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,10 +230,55 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     request_deserializer=protos_dot_coordinator__pb2.ListRecordsRequest.FromString,
                     response_serializer=protos_dot_coordinator__pb2.ListRecordsReply.SerializeToString,
             ),
+            'ListRounds': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRounds,
+                    request_deserializer=protos_dot_coordinator__pb2.ListRoundsRequest.FromString,
+                    response_serializer=protos_dot_coordinator__pb2.ListRoundsReply.SerializeToString,
+            ),
             'GetLedger': grpc.unary_unary_rpc_method_handler(
                     servicer.GetLedger,
                     request_deserializer=protos_dot_coordinator__pb2.GetLedgerRequest.FromString,
                     response_serializer=protos_dot_coordinator__pb2.GetLedgerReply.SerializeToString,
+            ),
+            'GetTeams': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTeams,
+                    request_deserializer=protos_dot_coordinator__pb2.GetTeamsRequest.FromString,
+                    response_serializer=protos_dot_coordinator__pb2.GetTeamsReply.SerializeToString,
+            ),
+            'GetPeer': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPeer,
+                    request_deserializer=protos_dot_coordinator__pb2.GetPeerRequest.FromString,
+                    response_serializer=protos_dot_coordinator__pb2.GetPeerReply.SerializeToString,
+            ),
+            'ListContributions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListContributions,
+                    request_deserializer=protos_dot_coordinator__pb2.ListContributionsRequest.FromString,
+                    response_serializer=protos_dot_coordinator__pb2.ListContributionsReply.SerializeToString,
+            ),
+            'GetReceipt': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetReceipt,
+                    request_deserializer=protos_dot_coordinator__pb2.GetReceiptRequest.FromString,
+                    response_serializer=protos_dot_coordinator__pb2.GetReceiptReply.SerializeToString,
+            ),
+            'ListCheckpoints': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCheckpoints,
+                    request_deserializer=protos_dot_coordinator__pb2.ListCheckpointsRequest.FromString,
+                    response_serializer=protos_dot_coordinator__pb2.ListCheckpointsReply.SerializeToString,
+            ),
+            'GetCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCheckpoint,
+                    request_deserializer=protos_dot_coordinator__pb2.GetCheckpointRequest.FromString,
+                    response_serializer=protos_dot_coordinator__pb2.GetCheckpointReply.SerializeToString,
+            ),
+            'DownloadCheckpoint': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadCheckpoint,
+                    request_deserializer=protos_dot_coordinator__pb2.DownloadCheckpointRequest.FromString,
+                    response_serializer=protos_dot_coordinator__pb2.DownloadCheckpointReply.SerializeToString,
+            ),
+            'RedeemInvite': grpc.unary_unary_rpc_method_handler(
+                    servicer.RedeemInvite,
+                    request_deserializer=protos_dot_coordinator__pb2.RedeemInviteRequest.FromString,
+                    response_serializer=protos_dot_coordinator__pb2.RedeemInviteReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -247,6 +400,33 @@ class Coordinator(object):
             _registered_method=True)
 
     @staticmethod
+    def ListRounds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/commonweights.v1.Coordinator/ListRounds',
+            protos_dot_coordinator__pb2.ListRoundsRequest.SerializeToString,
+            protos_dot_coordinator__pb2.ListRoundsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GetLedger(request,
             target,
             options=(),
@@ -263,6 +443,562 @@ class Coordinator(object):
             '/commonweights.v1.Coordinator/GetLedger',
             protos_dot_coordinator__pb2.GetLedgerRequest.SerializeToString,
             protos_dot_coordinator__pb2.GetLedgerReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTeams(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/commonweights.v1.Coordinator/GetTeams',
+            protos_dot_coordinator__pb2.GetTeamsRequest.SerializeToString,
+            protos_dot_coordinator__pb2.GetTeamsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPeer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/commonweights.v1.Coordinator/GetPeer',
+            protos_dot_coordinator__pb2.GetPeerRequest.SerializeToString,
+            protos_dot_coordinator__pb2.GetPeerReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListContributions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/commonweights.v1.Coordinator/ListContributions',
+            protos_dot_coordinator__pb2.ListContributionsRequest.SerializeToString,
+            protos_dot_coordinator__pb2.ListContributionsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetReceipt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/commonweights.v1.Coordinator/GetReceipt',
+            protos_dot_coordinator__pb2.GetReceiptRequest.SerializeToString,
+            protos_dot_coordinator__pb2.GetReceiptReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCheckpoints(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/commonweights.v1.Coordinator/ListCheckpoints',
+            protos_dot_coordinator__pb2.ListCheckpointsRequest.SerializeToString,
+            protos_dot_coordinator__pb2.ListCheckpointsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/commonweights.v1.Coordinator/GetCheckpoint',
+            protos_dot_coordinator__pb2.GetCheckpointRequest.SerializeToString,
+            protos_dot_coordinator__pb2.GetCheckpointReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/commonweights.v1.Coordinator/DownloadCheckpoint',
+            protos_dot_coordinator__pb2.DownloadCheckpointRequest.SerializeToString,
+            protos_dot_coordinator__pb2.DownloadCheckpointReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RedeemInvite(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/commonweights.v1.Coordinator/RedeemInvite',
+            protos_dot_coordinator__pb2.RedeemInviteRequest.SerializeToString,
+            protos_dot_coordinator__pb2.RedeemInviteReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class AdminStub(object):
+    """Needs the metadata `authorization: Bearer TOKEN` with the token in DIR/admin-token; without it: UNAUTHENTICATED.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Pause = channel.unary_unary(
+                '/commonweights.v1.Admin/Pause',
+                request_serializer=protos_dot_coordinator__pb2.PauseRequest.SerializeToString,
+                response_deserializer=protos_dot_coordinator__pb2.AdminReply.FromString,
+                _registered_method=True)
+        self.Resume = channel.unary_unary(
+                '/commonweights.v1.Admin/Resume',
+                request_serializer=protos_dot_coordinator__pb2.ResumeRequest.SerializeToString,
+                response_deserializer=protos_dot_coordinator__pb2.AdminReply.FromString,
+                _registered_method=True)
+        self.Invite = channel.unary_unary(
+                '/commonweights.v1.Admin/Invite',
+                request_serializer=protos_dot_coordinator__pb2.InviteRequest.SerializeToString,
+                response_deserializer=protos_dot_coordinator__pb2.InviteReply.FromString,
+                _registered_method=True)
+        self.ListInvites = channel.unary_unary(
+                '/commonweights.v1.Admin/ListInvites',
+                request_serializer=protos_dot_coordinator__pb2.ListInvitesRequest.SerializeToString,
+                response_deserializer=protos_dot_coordinator__pb2.ListInvitesReply.FromString,
+                _registered_method=True)
+        self.Revoke = channel.unary_unary(
+                '/commonweights.v1.Admin/Revoke',
+                request_serializer=protos_dot_coordinator__pb2.RevokeRequest.SerializeToString,
+                response_deserializer=protos_dot_coordinator__pb2.AdminReply.FromString,
+                _registered_method=True)
+        self.Checkpoint = channel.unary_unary(
+                '/commonweights.v1.Admin/Checkpoint',
+                request_serializer=protos_dot_coordinator__pb2.CheckpointRequest.SerializeToString,
+                response_deserializer=protos_dot_coordinator__pb2.AdminReply.FromString,
+                _registered_method=True)
+        self.Finish = channel.unary_unary(
+                '/commonweights.v1.Admin/Finish',
+                request_serializer=protos_dot_coordinator__pb2.FinishRequest.SerializeToString,
+                response_deserializer=protos_dot_coordinator__pb2.AdminReply.FromString,
+                _registered_method=True)
+
+
+class AdminServicer(object):
+    """Needs the metadata `authorization: Bearer TOKEN` with the token in DIR/admin-token; without it: UNAUTHENTICATED.
+    """
+
+    def Pause(self, request, context):
+        """No round closes until Resume; peers keep what they have.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Resume(self, request, context):
+        """Go on after Pause.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Invite(self, request, context):
+        """A new invitation to an invite-only run. Its token is shown once and stored nowhere.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListInvites(self, request, context):
+        """Invitations so far, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Revoke(self, request, context):
+        """Bar a peer from the run, or void one of its contributions that are still pending, or take back an invitation.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Checkpoint(self, request, context):
+        """Evaluate and write a checkpoint of the present state now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Finish(self, request, context):
+        """End the run after the open round, with its last record, evaluation and checkpoint.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_AdminServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Pause': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pause,
+                    request_deserializer=protos_dot_coordinator__pb2.PauseRequest.FromString,
+                    response_serializer=protos_dot_coordinator__pb2.AdminReply.SerializeToString,
+            ),
+            'Resume': grpc.unary_unary_rpc_method_handler(
+                    servicer.Resume,
+                    request_deserializer=protos_dot_coordinator__pb2.ResumeRequest.FromString,
+                    response_serializer=protos_dot_coordinator__pb2.AdminReply.SerializeToString,
+            ),
+            'Invite': grpc.unary_unary_rpc_method_handler(
+                    servicer.Invite,
+                    request_deserializer=protos_dot_coordinator__pb2.InviteRequest.FromString,
+                    response_serializer=protos_dot_coordinator__pb2.InviteReply.SerializeToString,
+            ),
+            'ListInvites': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListInvites,
+                    request_deserializer=protos_dot_coordinator__pb2.ListInvitesRequest.FromString,
+                    response_serializer=protos_dot_coordinator__pb2.ListInvitesReply.SerializeToString,
+            ),
+            'Revoke': grpc.unary_unary_rpc_method_handler(
+                    servicer.Revoke,
+                    request_deserializer=protos_dot_coordinator__pb2.RevokeRequest.FromString,
+                    response_serializer=protos_dot_coordinator__pb2.AdminReply.SerializeToString,
+            ),
+            'Checkpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.Checkpoint,
+                    request_deserializer=protos_dot_coordinator__pb2.CheckpointRequest.FromString,
+                    response_serializer=protos_dot_coordinator__pb2.AdminReply.SerializeToString,
+            ),
+            'Finish': grpc.unary_unary_rpc_method_handler(
+                    servicer.Finish,
+                    request_deserializer=protos_dot_coordinator__pb2.FinishRequest.FromString,
+                    response_serializer=protos_dot_coordinator__pb2.AdminReply.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'commonweights.v1.Admin', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('commonweights.v1.Admin', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Admin(object):
+    """Needs the metadata `authorization: Bearer TOKEN` with the token in DIR/admin-token; without it: UNAUTHENTICATED.
+    """
+
+    @staticmethod
+    def Pause(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/commonweights.v1.Admin/Pause',
+            protos_dot_coordinator__pb2.PauseRequest.SerializeToString,
+            protos_dot_coordinator__pb2.AdminReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Resume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/commonweights.v1.Admin/Resume',
+            protos_dot_coordinator__pb2.ResumeRequest.SerializeToString,
+            protos_dot_coordinator__pb2.AdminReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Invite(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/commonweights.v1.Admin/Invite',
+            protos_dot_coordinator__pb2.InviteRequest.SerializeToString,
+            protos_dot_coordinator__pb2.InviteReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListInvites(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/commonweights.v1.Admin/ListInvites',
+            protos_dot_coordinator__pb2.ListInvitesRequest.SerializeToString,
+            protos_dot_coordinator__pb2.ListInvitesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Revoke(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/commonweights.v1.Admin/Revoke',
+            protos_dot_coordinator__pb2.RevokeRequest.SerializeToString,
+            protos_dot_coordinator__pb2.AdminReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Checkpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/commonweights.v1.Admin/Checkpoint',
+            protos_dot_coordinator__pb2.CheckpointRequest.SerializeToString,
+            protos_dot_coordinator__pb2.AdminReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Finish(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/commonweights.v1.Admin/Finish',
+            protos_dot_coordinator__pb2.FinishRequest.SerializeToString,
+            protos_dot_coordinator__pb2.AdminReply.FromString,
             options,
             channel_credentials,
             insecure,

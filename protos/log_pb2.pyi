@@ -24,7 +24,7 @@ class Range(_message.Message):
     def __init__(self, start: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
 
 class Contribution(_message.Message):
-    __slots__ = ("run_id", "round", "previous_hash", "base_digest", "consumed", "tokens", "inner_steps", "mean_loss", "codec", "payload_hash", "payload_bytes", "train_seconds", "private_data")
+    __slots__ = ("run_id", "round", "previous_hash", "base_digest", "consumed", "tokens", "inner_steps", "mean_loss", "codec", "payload_hash", "payload_bytes", "train_seconds", "private_data", "name", "team")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     PREVIOUS_HASH_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +38,8 @@ class Contribution(_message.Message):
     PAYLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
     TRAIN_SECONDS_FIELD_NUMBER: _ClassVar[int]
     PRIVATE_DATA_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TEAM_FIELD_NUMBER: _ClassVar[int]
     run_id: bytes
     round: int
     previous_hash: bytes
@@ -51,7 +53,9 @@ class Contribution(_message.Message):
     payload_bytes: int
     train_seconds: float
     private_data: str
-    def __init__(self, run_id: _Optional[bytes] = ..., round: _Optional[int] = ..., previous_hash: _Optional[bytes] = ..., base_digest: _Optional[bytes] = ..., consumed: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., tokens: _Optional[int] = ..., inner_steps: _Optional[int] = ..., mean_loss: _Optional[float] = ..., codec: _Optional[str] = ..., payload_hash: _Optional[bytes] = ..., payload_bytes: _Optional[int] = ..., train_seconds: _Optional[float] = ..., private_data: _Optional[str] = ...) -> None: ...
+    name: str
+    team: str
+    def __init__(self, run_id: _Optional[bytes] = ..., round: _Optional[int] = ..., previous_hash: _Optional[bytes] = ..., base_digest: _Optional[bytes] = ..., consumed: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., tokens: _Optional[int] = ..., inner_steps: _Optional[int] = ..., mean_loss: _Optional[float] = ..., codec: _Optional[str] = ..., payload_hash: _Optional[bytes] = ..., payload_bytes: _Optional[int] = ..., train_seconds: _Optional[float] = ..., private_data: _Optional[str] = ..., name: _Optional[str] = ..., team: _Optional[str] = ...) -> None: ...
 
 class Accepted(_message.Message):
     __slots__ = ("contribution", "norm")
@@ -74,7 +78,7 @@ class Refused(_message.Message):
     def __init__(self, peer: _Optional[bytes] = ..., payload_hash: _Optional[bytes] = ..., tokens: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Record(_message.Message):
-    __slots__ = ("run_id", "round", "term", "previous_hash", "time_seconds", "base_digest", "accepted", "refused", "data_cursor", "deadline_seconds", "final", "genesis", "equivocations")
+    __slots__ = ("run_id", "round", "term", "previous_hash", "time_seconds", "base_digest", "accepted", "refused", "data_cursor", "deadline_seconds", "final", "genesis", "equivocations", "admissions", "verdicts")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     TERM_FIELD_NUMBER: _ClassVar[int]
@@ -88,6 +92,8 @@ class Record(_message.Message):
     FINAL_FIELD_NUMBER: _ClassVar[int]
     GENESIS_FIELD_NUMBER: _ClassVar[int]
     EQUIVOCATIONS_FIELD_NUMBER: _ClassVar[int]
+    ADMISSIONS_FIELD_NUMBER: _ClassVar[int]
+    VERDICTS_FIELD_NUMBER: _ClassVar[int]
     run_id: bytes
     round: int
     term: int
@@ -101,7 +107,41 @@ class Record(_message.Message):
     final: bool
     genesis: Genesis
     equivocations: _containers.RepeatedCompositeFieldContainer[Equivocation]
-    def __init__(self, run_id: _Optional[bytes] = ..., round: _Optional[int] = ..., term: _Optional[int] = ..., previous_hash: _Optional[bytes] = ..., time_seconds: _Optional[float] = ..., base_digest: _Optional[bytes] = ..., accepted: _Optional[_Iterable[_Union[Accepted, _Mapping]]] = ..., refused: _Optional[_Iterable[_Union[Refused, _Mapping]]] = ..., data_cursor: _Optional[int] = ..., deadline_seconds: _Optional[float] = ..., final: bool = ..., genesis: _Optional[_Union[Genesis, _Mapping]] = ..., equivocations: _Optional[_Iterable[_Union[Equivocation, _Mapping]]] = ...) -> None: ...
+    admissions: _containers.RepeatedCompositeFieldContainer[Signed]
+    verdicts: _containers.RepeatedCompositeFieldContainer[Signed]
+    def __init__(self, run_id: _Optional[bytes] = ..., round: _Optional[int] = ..., term: _Optional[int] = ..., previous_hash: _Optional[bytes] = ..., time_seconds: _Optional[float] = ..., base_digest: _Optional[bytes] = ..., accepted: _Optional[_Iterable[_Union[Accepted, _Mapping]]] = ..., refused: _Optional[_Iterable[_Union[Refused, _Mapping]]] = ..., data_cursor: _Optional[int] = ..., deadline_seconds: _Optional[float] = ..., final: bool = ..., genesis: _Optional[_Union[Genesis, _Mapping]] = ..., equivocations: _Optional[_Iterable[_Union[Equivocation, _Mapping]]] = ..., admissions: _Optional[_Iterable[_Union[Signed, _Mapping]]] = ..., verdicts: _Optional[_Iterable[_Union[Signed, _Mapping]]] = ...) -> None: ...
+
+class Admission(_message.Message):
+    __slots__ = ("run_id", "peer")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    run_id: bytes
+    peer: bytes
+    def __init__(self, run_id: _Optional[bytes] = ..., peer: _Optional[bytes] = ...) -> None: ...
+
+class Verdict(_message.Message):
+    __slots__ = ("run_id", "peer", "round", "reason", "payload_hash")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_HASH_FIELD_NUMBER: _ClassVar[int]
+    run_id: bytes
+    peer: bytes
+    round: int
+    reason: str
+    payload_hash: bytes
+    def __init__(self, run_id: _Optional[bytes] = ..., peer: _Optional[bytes] = ..., round: _Optional[int] = ..., reason: _Optional[str] = ..., payload_hash: _Optional[bytes] = ...) -> None: ...
+
+class Receipt(_message.Message):
+    __slots__ = ("genesis", "records", "peer")
+    GENESIS_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    genesis: Signed
+    records: _containers.RepeatedCompositeFieldContainer[Signed]
+    peer: bytes
+    def __init__(self, genesis: _Optional[_Union[Signed, _Mapping]] = ..., records: _Optional[_Iterable[_Union[Signed, _Mapping]]] = ..., peer: _Optional[bytes] = ...) -> None: ...
 
 class Equivocation(_message.Message):
     __slots__ = ("first", "second")

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from protos import log_pb2 as protos_dot_log__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12protos/swarm.proto\x12\x10\x63ommonweights.v1\x1a\x10protos/log.proto\"&\n\x05\x46rame\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\x0f\n\x07refusal\x18\x02 \x01(\t\"\xd7\x02\n\x08Presence\x12\x0e\n\x06run_id\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04team\x18\x03 \x01(\t\x12\x11\n\taddresses\x18\x04 \x03(\t\x12\x12\n\nhead_round\x18\x05 \x01(\x04\x12\x14\n\x0cstate_digest\x18\x06 \x01(\x0c\x12\r\n\x05round\x18\x07 \x01(\x04\x12\x0e\n\x06tokens\x18\x08 \x01(\x04\x12\x13\n\x0binner_steps\x18\t \x01(\r\x12\x0c\n\x04loss\x18\n \x01(\x01\x12\x19\n\x11tokens_per_second\x18\x0b \x01(\x01\x12\r\n\x05phase\x18\x0c \x01(\t\x12\x10\n\x08hardware\x18\r \x01(\t\x12\x11\n\tcan_serve\x18\x0e \x01(\x08\x12\x12\n\nbytes_sent\x18\x0f \x01(\x04\x12\x16\n\x0e\x62ytes_received\x18\x10 \x01(\x04\x12%\n\x04held\x18\x11 \x03(\x0b\x32\x17.commonweights.v1.Range\"Z\n\x10HeartbeatRequest\x12,\n\x08presence\x18\x01 \x01(\x0b\x32\x1a.commonweights.v1.Presence\x12\x18\n\x10wanted_sequences\x18\x02 \x01(\x04\"\x8b\x01\n\x0eHeartbeatReply\x12\'\n\x06leased\x18\x01 \x03(\x0b\x32\x17.commonweights.v1.Range\x12\x15\n\rlease_seconds\x18\x02 \x01(\x01\x12(\n\x07revoked\x18\x03 \x03(\x0b\x32\x17.commonweights.v1.Range\x12\x0f\n\x07message\x18\x04 \x01(\t\"E\n\x0cWatchRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\x0c\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x14\n\x0cwait_seconds\x18\x03 \x01(\x01\"\x90\x03\n\nWatchReply\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x12\n\nhead_round\x18\x03 \x01(\x04\x12\x11\n\thead_hash\x18\x04 \x01(\x0c\x12\x13\n\x0bhead_digest\x18\x05 \x01(\x0c\x12\x0f\n\x07\x63losing\x18\x06 \x01(\x08\x12\x19\n\x11\x63loses_in_seconds\x18\x07 \x01(\x01\x12\x31\n\tannounced\x18\x08 \x03(\x0b\x32\x1e.commonweights.v1.Announcement\x12\x0f\n\x07sources\x18\t \x03(\x0c\x12\x16\n\x0esnapshot_round\x18\n \x01(\x04\x12\x13\n\x0bstate_words\x18\x0b \x01(\t\x12\x0e\n\x06paused\x18\x0c \x01(\x08\x12\x10\n\x08\x66inished\x18\r \x01(\x08\x12\x14\n\x0cround_tokens\x18\x0e \x01(\x04\x12\x19\n\x11tokens_per_second\x18\x0f \x01(\x01\x12\r\n\x05peers\x18\x10 \x01(\r\x12\x0e\n\x06leader\x18\x11 \x01(\x0c\x12\x18\n\x10leader_addresses\x18\x12 \x03(\t\"\xb6\x01\n\x08Standing\x12\x0e\n\x06run_id\x18\x01 \x01(\x0c\x12\x12\n\nhead_round\x18\x02 \x01(\x04\x12\x11\n\thead_hash\x18\x03 \x01(\x0c\x12\x0e\n\x06tokens\x18\x04 \x01(\x04\x12\x0c\n\x04term\x18\x05 \x01(\x04\x12\x0e\n\x06leader\x18\x06 \x01(\x0c\x12\x18\n\x10leader_addresses\x18\x07 \x03(\t\x12\x16\n\x0esilent_seconds\x18\x08 \x01(\x01\x12\x13\n\x0b\x64\x61ta_cursor\x18\t \x01(\x04\"5\n\x0fHandoverRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\x0c\x12\x12\n\nhead_round\x18\x02 \x01(\x04\"I\n\x0c\x41nnouncement\x12\x14\n\x0cpayload_hash\x18\x01 \x01(\x0c\x12\x15\n\rpayload_bytes\x18\x02 \x01(\x04\x12\x0c\n\x04peer\x18\x03 \x01(\x0c\"?\n\rSubmitRequest\x12.\n\x0c\x63ontribution\x18\x01 \x01(\x0b\x32\x18.commonweights.v1.Signed\"/\n\x0bSubmitReply\x12\x0f\n\x07refusal\x18\x01 \x01(\t\x12\x0f\n\x07\x66\x65tched\x18\x02 \x01(\x08\"D\n\x0eRecordsRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\x0c\x12\x13\n\x0b\x66irst_round\x18\x02 \x01(\x04\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\"9\n\x0cRecordsReply\x12)\n\x07records\x18\x01 \x03(\x0b\x32\x18.commonweights.v1.Signed\";\n\x0b\x42lobRequest\x12\x0c\n\x04hash\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\"K\n\x0bHeadPointer\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x0c\n\x04hash\x18\x03 \x01(\x0c\x12\x11\n\taddresses\x18\x04 \x03(\t\"0\n\x0fManifestRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\x0c\x12\r\n\x05round\x18\x02 \x01(\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12protos/swarm.proto\x12\x10\x63ommonweights.v1\x1a\x10protos/log.proto\"&\n\x05\x46rame\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\x0f\n\x07refusal\x18\x02 \x01(\t\"\x84\x03\n\x08Presence\x12\x0e\n\x06run_id\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04team\x18\x03 \x01(\t\x12\x11\n\taddresses\x18\x04 \x03(\t\x12\x12\n\nhead_round\x18\x05 \x01(\x04\x12\x14\n\x0cstate_digest\x18\x06 \x01(\x0c\x12\r\n\x05round\x18\x07 \x01(\x04\x12\x0e\n\x06tokens\x18\x08 \x01(\x04\x12\x13\n\x0binner_steps\x18\t \x01(\r\x12\x0c\n\x04loss\x18\n \x01(\x01\x12\x19\n\x11tokens_per_second\x18\x0b \x01(\x01\x12\r\n\x05phase\x18\x0c \x01(\t\x12\x10\n\x08hardware\x18\r \x01(\t\x12\x11\n\tcan_serve\x18\x0e \x01(\x08\x12\x12\n\nbytes_sent\x18\x0f \x01(\x04\x12\x16\n\x0e\x62ytes_received\x18\x10 \x01(\x04\x12+\n\tadmission\x18\x12 \x01(\x0b\x32\x18.commonweights.v1.Signed\x12%\n\x04held\x18\x11 \x03(\x0b\x32\x17.commonweights.v1.Range\"Z\n\x10HeartbeatRequest\x12,\n\x08presence\x18\x01 \x01(\x0b\x32\x1a.commonweights.v1.Presence\x12\x18\n\x10wanted_sequences\x18\x02 \x01(\x04\"\x8b\x01\n\x0eHeartbeatReply\x12\'\n\x06leased\x18\x01 \x03(\x0b\x32\x17.commonweights.v1.Range\x12\x15\n\rlease_seconds\x18\x02 \x01(\x01\x12(\n\x07revoked\x18\x03 \x03(\x0b\x32\x17.commonweights.v1.Range\x12\x0f\n\x07message\x18\x04 \x01(\t\"E\n\x0cWatchRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\x0c\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x14\n\x0cwait_seconds\x18\x03 \x01(\x01\"\x90\x03\n\nWatchReply\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x12\n\nhead_round\x18\x03 \x01(\x04\x12\x11\n\thead_hash\x18\x04 \x01(\x0c\x12\x13\n\x0bhead_digest\x18\x05 \x01(\x0c\x12\x0f\n\x07\x63losing\x18\x06 \x01(\x08\x12\x19\n\x11\x63loses_in_seconds\x18\x07 \x01(\x01\x12\x31\n\tannounced\x18\x08 \x03(\x0b\x32\x1e.commonweights.v1.Announcement\x12\x0f\n\x07sources\x18\t \x03(\x0c\x12\x16\n\x0esnapshot_round\x18\n \x01(\x04\x12\x13\n\x0bstate_words\x18\x0b \x01(\t\x12\x0e\n\x06paused\x18\x0c \x01(\x08\x12\x10\n\x08\x66inished\x18\r \x01(\x08\x12\x14\n\x0cround_tokens\x18\x0e \x01(\x04\x12\x19\n\x11tokens_per_second\x18\x0f \x01(\x01\x12\r\n\x05peers\x18\x10 \x01(\r\x12\x0e\n\x06leader\x18\x11 \x01(\x0c\x12\x18\n\x10leader_addresses\x18\x12 \x03(\t\"\xb6\x01\n\x08Standing\x12\x0e\n\x06run_id\x18\x01 \x01(\x0c\x12\x12\n\nhead_round\x18\x02 \x01(\x04\x12\x11\n\thead_hash\x18\x03 \x01(\x0c\x12\x0e\n\x06tokens\x18\x04 \x01(\x04\x12\x0c\n\x04term\x18\x05 \x01(\x04\x12\x0e\n\x06leader\x18\x06 \x01(\x0c\x12\x18\n\x10leader_addresses\x18\x07 \x03(\t\x12\x16\n\x0esilent_seconds\x18\x08 \x01(\x01\x12\x13\n\x0b\x64\x61ta_cursor\x18\t \x01(\x04\"5\n\x0fHandoverRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\x0c\x12\x12\n\nhead_round\x18\x02 \x01(\x04\"I\n\x0c\x41nnouncement\x12\x14\n\x0cpayload_hash\x18\x01 \x01(\x0c\x12\x15\n\rpayload_bytes\x18\x02 \x01(\x04\x12\x0c\n\x04peer\x18\x03 \x01(\x0c\"?\n\rSubmitRequest\x12.\n\x0c\x63ontribution\x18\x01 \x01(\x0b\x32\x18.commonweights.v1.Signed\"/\n\x0bSubmitReply\x12\x0f\n\x07refusal\x18\x01 \x01(\t\x12\x0f\n\x07\x66\x65tched\x18\x02 \x01(\x08\"D\n\x0eRecordsRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\x0c\x12\x13\n\x0b\x66irst_round\x18\x02 \x01(\x04\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\"9\n\x0cRecordsReply\x12)\n\x07records\x18\x01 \x03(\x0b\x32\x18.commonweights.v1.Signed\";\n\x0b\x42lobRequest\x12\x0c\n\x04hash\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\"K\n\x0bHeadPointer\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x0c\n\x04hash\x18\x03 \x01(\x0c\x12\x11\n\taddresses\x18\x04 \x03(\t\"0\n\x0fManifestRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\x0c\x12\r\n\x05round\x18\x02 \x01(\x04\".\n\rRedeemRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\x0c\x12\r\n\x05token\x18\x02 \x01(\t\":\n\x0bRedeemReply\x12+\n\tadmission\x18\x01 \x01(\x0b\x32\x18.commonweights.v1.Signedb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,33 +35,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FRAME']._serialized_start=58
   _globals['_FRAME']._serialized_end=96
   _globals['_PRESENCE']._serialized_start=99
-  _globals['_PRESENCE']._serialized_end=442
-  _globals['_HEARTBEATREQUEST']._serialized_start=444
-  _globals['_HEARTBEATREQUEST']._serialized_end=534
-  _globals['_HEARTBEATREPLY']._serialized_start=537
-  _globals['_HEARTBEATREPLY']._serialized_end=676
-  _globals['_WATCHREQUEST']._serialized_start=678
-  _globals['_WATCHREQUEST']._serialized_end=747
-  _globals['_WATCHREPLY']._serialized_start=750
-  _globals['_WATCHREPLY']._serialized_end=1150
-  _globals['_STANDING']._serialized_start=1153
-  _globals['_STANDING']._serialized_end=1335
-  _globals['_HANDOVERREQUEST']._serialized_start=1337
-  _globals['_HANDOVERREQUEST']._serialized_end=1390
-  _globals['_ANNOUNCEMENT']._serialized_start=1392
-  _globals['_ANNOUNCEMENT']._serialized_end=1465
-  _globals['_SUBMITREQUEST']._serialized_start=1467
-  _globals['_SUBMITREQUEST']._serialized_end=1530
-  _globals['_SUBMITREPLY']._serialized_start=1532
-  _globals['_SUBMITREPLY']._serialized_end=1579
-  _globals['_RECORDSREQUEST']._serialized_start=1581
-  _globals['_RECORDSREQUEST']._serialized_end=1649
-  _globals['_RECORDSREPLY']._serialized_start=1651
-  _globals['_RECORDSREPLY']._serialized_end=1708
-  _globals['_BLOBREQUEST']._serialized_start=1710
-  _globals['_BLOBREQUEST']._serialized_end=1769
-  _globals['_HEADPOINTER']._serialized_start=1771
-  _globals['_HEADPOINTER']._serialized_end=1846
-  _globals['_MANIFESTREQUEST']._serialized_start=1848
-  _globals['_MANIFESTREQUEST']._serialized_end=1896
+  _globals['_PRESENCE']._serialized_end=487
+  _globals['_HEARTBEATREQUEST']._serialized_start=489
+  _globals['_HEARTBEATREQUEST']._serialized_end=579
+  _globals['_HEARTBEATREPLY']._serialized_start=582
+  _globals['_HEARTBEATREPLY']._serialized_end=721
+  _globals['_WATCHREQUEST']._serialized_start=723
+  _globals['_WATCHREQUEST']._serialized_end=792
+  _globals['_WATCHREPLY']._serialized_start=795
+  _globals['_WATCHREPLY']._serialized_end=1195
+  _globals['_STANDING']._serialized_start=1198
+  _globals['_STANDING']._serialized_end=1380
+  _globals['_HANDOVERREQUEST']._serialized_start=1382
+  _globals['_HANDOVERREQUEST']._serialized_end=1435
+  _globals['_ANNOUNCEMENT']._serialized_start=1437
+  _globals['_ANNOUNCEMENT']._serialized_end=1510
+  _globals['_SUBMITREQUEST']._serialized_start=1512
+  _globals['_SUBMITREQUEST']._serialized_end=1575
+  _globals['_SUBMITREPLY']._serialized_start=1577
+  _globals['_SUBMITREPLY']._serialized_end=1624
+  _globals['_RECORDSREQUEST']._serialized_start=1626
+  _globals['_RECORDSREQUEST']._serialized_end=1694
+  _globals['_RECORDSREPLY']._serialized_start=1696
+  _globals['_RECORDSREPLY']._serialized_end=1753
+  _globals['_BLOBREQUEST']._serialized_start=1755
+  _globals['_BLOBREQUEST']._serialized_end=1814
+  _globals['_HEADPOINTER']._serialized_start=1816
+  _globals['_HEADPOINTER']._serialized_end=1891
+  _globals['_MANIFESTREQUEST']._serialized_start=1893
+  _globals['_MANIFESTREQUEST']._serialized_end=1941
+  _globals['_REDEEMREQUEST']._serialized_start=1943
+  _globals['_REDEEMREQUEST']._serialized_end=1989
+  _globals['_REDEEMREPLY']._serialized_start=1991
+  _globals['_REDEEMREPLY']._serialized_end=2049
 # @@protoc_insertion_point(module_scope)

@@ -15,7 +15,7 @@ class Frame(_message.Message):
     def __init__(self, body: _Optional[bytes] = ..., refusal: _Optional[str] = ...) -> None: ...
 
 class Presence(_message.Message):
-    __slots__ = ("run_id", "name", "team", "addresses", "head_round", "state_digest", "round", "tokens", "inner_steps", "loss", "tokens_per_second", "phase", "hardware", "can_serve", "bytes_sent", "bytes_received", "held")
+    __slots__ = ("run_id", "name", "team", "addresses", "head_round", "state_digest", "round", "tokens", "inner_steps", "loss", "tokens_per_second", "phase", "hardware", "can_serve", "bytes_sent", "bytes_received", "admission", "held")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     TEAM_FIELD_NUMBER: _ClassVar[int]
@@ -32,6 +32,7 @@ class Presence(_message.Message):
     CAN_SERVE_FIELD_NUMBER: _ClassVar[int]
     BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
     BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    ADMISSION_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
     run_id: bytes
     name: str
@@ -49,8 +50,9 @@ class Presence(_message.Message):
     can_serve: bool
     bytes_sent: int
     bytes_received: int
+    admission: _log_pb2.Signed
     held: _containers.RepeatedCompositeFieldContainer[_log_pb2.Range]
-    def __init__(self, run_id: _Optional[bytes] = ..., name: _Optional[str] = ..., team: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., head_round: _Optional[int] = ..., state_digest: _Optional[bytes] = ..., round: _Optional[int] = ..., tokens: _Optional[int] = ..., inner_steps: _Optional[int] = ..., loss: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., phase: _Optional[str] = ..., hardware: _Optional[str] = ..., can_serve: bool = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., held: _Optional[_Iterable[_Union[_log_pb2.Range, _Mapping]]] = ...) -> None: ...
+    def __init__(self, run_id: _Optional[bytes] = ..., name: _Optional[str] = ..., team: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., head_round: _Optional[int] = ..., state_digest: _Optional[bytes] = ..., round: _Optional[int] = ..., tokens: _Optional[int] = ..., inner_steps: _Optional[int] = ..., loss: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., phase: _Optional[str] = ..., hardware: _Optional[str] = ..., can_serve: bool = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., admission: _Optional[_Union[_log_pb2.Signed, _Mapping]] = ..., held: _Optional[_Iterable[_Union[_log_pb2.Range, _Mapping]]] = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
     __slots__ = ("presence", "wanted_sequences")
@@ -221,3 +223,17 @@ class ManifestRequest(_message.Message):
     run_id: bytes
     round: int
     def __init__(self, run_id: _Optional[bytes] = ..., round: _Optional[int] = ...) -> None: ...
+
+class RedeemRequest(_message.Message):
+    __slots__ = ("run_id", "token")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    run_id: bytes
+    token: str
+    def __init__(self, run_id: _Optional[bytes] = ..., token: _Optional[str] = ...) -> None: ...
+
+class RedeemReply(_message.Message):
+    __slots__ = ("admission",)
+    ADMISSION_FIELD_NUMBER: _ClassVar[int]
+    admission: _log_pb2.Signed
+    def __init__(self, admission: _Optional[_Union[_log_pb2.Signed, _Mapping]] = ...) -> None: ...

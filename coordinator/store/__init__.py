@@ -2,7 +2,7 @@
 
 Two kinds of tables, which matters when a database is lost: the **ledger** (rounds, contributions, refusals, accounts)
 is a cache of the log and can be folded from it again at any time; the **history** (when peers came and went, how fast
-it went, evaluations, checkpoints, invitations) was only ever seen by this coordinator.
+it went, invitations) was only ever seen by this coordinator.
 
 `Store` runs reads and writes in threads of its own, so neither the event loop nor a round ever waits for a disk or a
 database server. What to read is a function of a connection (`queries`), what to write too (`history`, `fold`).

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import sqlalchemy
@@ -142,6 +143,11 @@ class Store:
             except Exception:  # a fault of ours: it must not end the thread that writes everything else
                 logger.exception("something is not recorded; the run goes on")
                 return
+
+
+def default_url(folder: Path) -> str:
+    """Of the database in the folder of a run."""
+    return f"sqlite:///{(folder / 'database.sqlite').absolute()}"
 
 
 def open_store(url: str, run_id: bytes) -> Store:

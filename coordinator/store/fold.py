@@ -8,40 +8,50 @@ back to an ancestor and grew another way.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from coordinator.store.numbers import number_peers, text
-from coordinator.store.schema import accounts, contributions, refusals, rounds
+from coordinator.store.schema import accounts, contributions, peers, refusals, rounds, team_credit
 from peer.log.chain import Entry, Log
+from protos import log_pb2
 
 MAX_INTEGER = (1 << 63) - 1  # that a column holds; a claim in a refused header may say anything
 ENTRIES_AT_ONCE = 200  # one transaction; a longer one would keep other writes waiting
 
 
-def follow(connection: Connection, log: Log, most: int = ENTRIES_AT_ONCE) -> bool:
-    """Bring the ledger closer to the log's head, by `most` records; whether it is there now."""
+class Progress(NamedTuple):
+    agreed: int  # the newest round that ledger and log had in common; -1: none
+    complete: bool  # the ledger is at the log's head
+
+
+def follow(connection: Connection, log: Log, most: int = ENTRIES_AT_ONCE) -> Progress:
+    """Bring the ledger closer to the log's head, by `most` records."""
     entries = log.entries  # grows, or is cut, in another thread: what is read twice is checked by hash the next time
     agreed = common_round(connection, entries)
     drop_above(connection, agreed)
     missing = entries[agreed + 1 : agreed + 1 + most]
     for entry in missing:
         add(connection, entry)
-    return len(missing) < most
+    return Progress(agreed, len(missing) < most)
 
 
 def common_round(connection: Connection, entries: Sequence[Entry]) -> int:
     """The newest round whose record is the same in the ledger and in the log; -1: none."""
-    round_ = connection.execute(select(func.max(rounds.c.round))).scalar()
-    if round_ is None:
-        return -1
-    round_ = min(round_, len(entries) - 1)
+    round_ = min(newest_round(connection), len(entries) - 1)
     while round_ >= 0:
         stored = connection.execute(select(rounds.c.hash).where(rounds.c.round == round_)).scalar()
         if stored == entries[round_].hash:
-            return int(round_)
+            return round_
         round_ -= 1
     return -1
+
+
+def newest_round(connection: Connection) -> int:
+    """Of the ledger; -1: it is empty."""
+    found = connection.execute(select(func.max(rounds.c.round))).scalar()
+    return -1 if found is None else int(found)
 
 
 def add(connection: Connection, entry: Entry) -> None:
@@ -71,6 +81,9 @@ def add(connection: Connection, entry: Entry) -> None:
     _add_contributions(connection, entry, numbers)
     _add_refusals(connection, entry, numbers)
     _credit(connection, entry, numbers)
+    _credit_teams(connection, entry, numbers)
+    for verdict in entry.verdicts:
+        _judge(connection, verdict, entry.round)
 
 
 def _add_contributions(connection: Connection, entry: Entry, numbers: dict[bytes, int]) -> None:
@@ -86,6 +99,7 @@ def _add_contributions(connection: Connection, entry: Entry, numbers: dict[bytes
             "payload_bytes": item.payload_bytes,
             "train_seconds": item.train_seconds,
             "private_data": text(item.private_data),
+            "team": text(item.team),
         }
         for (signer, item), norm in zip(entry.contributions, entry.norms, strict=True)
     ]
@@ -136,6 +150,31 @@ def _credit(connection: Connection, entry: Entry, numbers: dict[bytes, int]) -> 
         connection.execute(update(accounts).where(mine).values(last_round=entry.round))
 
 
+def _credit_teams(connection: Connection, entry: Entry, numbers: dict[bytes, int]) -> None:
+    for signer, item in entry.contributions:
+        number, team = numbers[signer], text(item.team)
+        connection.execute(update(peers).where(peers.c.number == number).values(name=text(item.name), team=team))
+        done = connection.execute(
+            update(team_credit)
+            .where(team_credit.c.team == team, team_credit.c.peer == number)
+            .values(
+                credit_tokens=team_credit.c.credit_tokens + item.tokens,
+                contributions=team_credit.c.contributions + 1,
+            )
+        )
+        if done.rowcount == 0:
+            row = {"team": team, "peer": number, "credit_tokens": item.tokens, "contributions": 1}
+            connection.execute(insert(team_credit).values(row))
+
+
+def _judge(connection: Connection, verdict: log_pb2.Verdict, round_: int) -> None:
+    number = number_peers(connection, [verdict.peer])[verdict.peer]
+    if verdict.round:
+        its = (contributions.c.round == verdict.round, contributions.c.peer == number)
+        connection.execute(update(contributions).where(*its).values(voided_in=round_))
+        recount(connection, [number])
+
+
 def _open_accounts(connection: Connection, numbers: Iterable[int]) -> None:
     wanted = set(numbers)
     there = set(connection.execute(select(accounts.c.peer).where(accounts.c.peer.in_(wanted))).scalars())
@@ -156,6 +195,9 @@ def drop_above(connection: Connection, round_: int) -> None:
     ):
         touched |= set(connection.execute(select(column).where(table.c.round > round_).distinct()).scalars())
         connection.execute(delete(table).where(table.c.round > round_))
+    voided = contributions.c.voided_in > round_
+    touched |= set(connection.execute(select(contributions.c.peer).where(voided).distinct()).scalars())
+    connection.execute(update(contributions).where(voided).values(voided_in=None))
     recount(connection, touched)
 
 
@@ -163,9 +205,11 @@ def recount(connection: Connection, numbers: Iterable[int]) -> None:
     """Accounts of these peers from the tables that they sum up; one without anything left is closed."""
     for number in numbers:
         mine = contributions.c.peer == number
-        credit, count, first, last = connection.execute(
+        tokens, stands = contributions.c.tokens, contributions.c.voided_in.is_(None)
+        credit, voided, count, first, last = connection.execute(
             select(
-                func.coalesce(func.sum(contributions.c.tokens), 0),
+                func.coalesce(func.sum(tokens).filter(stands), 0),
+                func.coalesce(func.sum(tokens).filter(~stands), 0),
                 func.count(),
                 func.coalesce(func.min(contributions.c.round), 0),
                 func.coalesce(func.max(contributions.c.round), 0),
@@ -181,11 +225,25 @@ def recount(connection: Connection, numbers: Iterable[int]) -> None:
             .where(accounts.c.peer == number)
             .values(
                 credit_tokens=int(credit),
+                voided_tokens=int(voided),
                 contributions=count,
                 refused=refused,
                 rounds_sequenced=sequenced,
                 first_round=first,
                 last_round=last,
+            )
+        )
+        connection.execute(delete(team_credit).where(team_credit.c.peer == number))
+        by_team = select(
+            contributions.c.team,
+            contributions.c.peer,
+            func.coalesce(func.sum(tokens).filter(stands), 0),
+            func.count(),
+        ).where(mine)
+        connection.execute(
+            insert(team_credit).from_select(
+                ["team", "peer", "credit_tokens", "contributions"],
+                by_team.group_by(contributions.c.team, contributions.c.peer),
             )
         )
 

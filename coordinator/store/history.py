@@ -9,7 +9,7 @@ from typing import Any, Literal
 from sqlalchemy import Connection, Table, bindparam, delete, insert, select, update
 
 from coordinator.store.numbers import number_peers, text
-from coordinator.store.schema import checkpoints, evaluations, incidents, peers, round_times, samples, spans
+from coordinator.store.schema import incidents, peers, round_times, samples, spans
 
 Kind = Literal[
     "joined",
@@ -140,30 +140,6 @@ def thin_samples(connection: Connection, now: float) -> None:
             last = moment
     if doomed:
         connection.execute(delete(samples).where(samples.c.time_seconds == bindparam("moment")), doomed)
-
-
-def add_evaluation(
-    connection: Connection,
-    round_: int,
-    time_seconds: float,
-    tokens: int,
-    loss: float,
-    prompt: str = "",
-    sample: str = "",
-) -> None:
-    """An evaluation of the same round again takes its place."""
-    row = {"round": round_, "time_seconds": time_seconds, "tokens": tokens, "loss": loss}
-    upsert(connection, evaluations, {**row, "prompt": text(prompt), "sample": text(sample)})
-
-
-def add_checkpoint(connection: Connection, round_: int, **columns: Any) -> None:
-    """A checkpoint that is complete where `location` says; `columns` are those of `schema.checkpoints`."""
-    upsert(connection, checkpoints, {"round": round_, "dropped": None, **columns})
-
-
-def drop_checkpoint(connection: Connection, round_: int, time_seconds: float) -> None:
-    """Retention removed it."""
-    connection.execute(update(checkpoints).where(checkpoints.c.round == round_).values(dropped=time_seconds))
 
 
 def upsert(connection: Connection, table: Table, row: dict[str, Any]) -> None:

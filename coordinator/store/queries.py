@@ -5,16 +5,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sqlalchemy import Connection, Row, Select, and_, func, or_, select
+from sqlalchemy import BigInteger, Connection, Row, Select, and_, cast, func, or_, select
 
 from coordinator.store.schema import (
     accounts,
-    checkpoints,
     contributions,
-    evaluations,
     incidents,
     peers,
     refusals,
@@ -22,7 +21,9 @@ from coordinator.store.schema import (
     rounds,
     samples,
     spans,
+    team_credit,
 )
+from peer.log.accounting import PENDING_ROUNDS
 
 
 class Rank(NamedTuple):
@@ -87,6 +88,7 @@ class Contribution:
     payload_bytes: int
     train_seconds: float
     private_data: str
+    team: str
     voided_in: int | None
 
 
@@ -120,35 +122,13 @@ class Incident:
     peer_id: str  # empty: it is not about a peer
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    round: int
-    time_seconds: float
-    tokens: int
-    loss: float
-    prompt: str
-    sample: str
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    round: int
-    time_seconds: float
-    tokens: int
-    eval_loss: float | None
-    state_digest: bytes
-    location: str
-    size_bytes: int
-    manifest_hash: bytes | None
-    dropped: float | None
-
-
 # --- the ledger -------------------------------------------------------------------------------------------------------
 
 
 def leaderboard(connection: Connection, after: Rank | None = None, size: int = 100) -> list[Account]:
-    """Largest credit first; equal ones in the order in which they came."""
+    """Largest credit first, of peers that ever handed something in; equal ones in the order in which they came."""
     question = _accounts().order_by(accounts.c.credit_tokens.desc(), accounts.c.peer).limit(size)
+    question = question.where(accounts.c.contributions + accounts.c.refused > 0)
     if after is not None:
         question = question.where(
             accounts.c.credit_tokens <= after.credit_tokens,  # said twice: this half finds the place in the index
@@ -168,6 +148,98 @@ def _accounts() -> Select[*tuple[object, ...]]:
         "number", "peer_id", "name", "team", "hardware", "first_seen", "last_seen", "uptime_seconds", "bytes_sent"
     )]  # fmt: skip
     return select(*theirs, *ours).join_from(accounts, peers)
+
+
+@dataclass(frozen=True)
+class Team:
+    team: str
+    credit_tokens: int
+    contributions: int
+    peers: int
+
+
+class TeamRank(NamedTuple):
+    """Where a page of teams ended."""
+
+    credit_tokens: int
+    team: str
+
+
+def teams_page(connection: Connection, after: TeamRank | None = None, size: int = 100) -> list[Team]:
+    """Largest credit first; equal ones by name. Contributions without a team's name are one team, without a name."""
+    credit = func.sum(team_credit.c.credit_tokens)
+    question = (
+        select(
+            team_credit.c.team,
+            cast(credit, BigInteger).label("credit_tokens"),
+            cast(func.sum(team_credit.c.contributions), BigInteger).label("contributions"),
+            func.count().label("peers"),
+        )
+        .group_by(team_credit.c.team)
+        .order_by(credit.desc(), team_credit.c.team)
+        .limit(size)
+    )
+    if after is not None:
+        question = question.having(
+            or_(credit < after.credit_tokens, and_(credit == after.credit_tokens, team_credit.c.team > after.team))
+        )
+    return [Team(**row._mapping) for row in connection.execute(question)]
+
+
+def total_credit(connection: Connection) -> int:
+    """Of all peers together."""
+    return int(connection.execute(select(func.coalesce(func.sum(accounts.c.credit_tokens), 0))).scalar_one())
+
+
+def pending_tokens(connection: Connection, peer_numbers: Sequence[int]) -> dict[int, int]:
+    """By peer: what of its credit a verdict may still void."""
+    last = connection.execute(select(rounds.c.round, rounds.c.final).order_by(rounds.c.round.desc()).limit(1)).first()
+    if last is None or last.final:
+        return {}
+    question = (
+        select(contributions.c.peer, func.sum(contributions.c.tokens))
+        .where(
+            contributions.c.round > last.round - PENDING_ROUNDS,
+            contributions.c.peer.in_(peer_numbers),
+            contributions.c.voided_in.is_(None),
+        )
+        .group_by(contributions.c.peer)
+    )
+    return {number: int(tokens) for number, tokens in connection.execute(question)}
+
+
+@dataclass(frozen=True)
+class LedgerPage:
+    """Of one moment: credit is never counted twice, or not at all, because a record came in between."""
+
+    accounts: list[Account]
+    pending: dict[int, int]  # tokens by peer number
+    last_refusals: dict[int, str]  # round and reason by peer number
+    total_tokens: int  # credit of all peers
+
+
+def ledger_page(connection: Connection, after: Rank | None = None, size: int = 100) -> LedgerPage:
+    return _ledger(connection, leaderboard(connection, after, size))
+
+
+def ledger_of(connection: Connection, peer_id: str) -> LedgerPage:
+    """Of one peer; empty if the log does not know it."""
+    found = account(connection, peer_id)
+    return _ledger(connection, [found] if found else [])
+
+
+def _ledger(connection: Connection, found: list[Account]) -> LedgerPage:
+    numbers = [item.number for item in found]
+    refused = [item.number for item in found if item.refused]
+    newest = select(func.max(refusals.c.round)).where(refusals.c.peer == peers.c.number).scalar_subquery()
+    words = (
+        select(refusals.c.peer, refusals.c.round, refusals.c.reason)
+        .join_from(refusals, peers)
+        .where(peers.c.number.in_(refused), refusals.c.round == newest)
+        .order_by(refusals.c.position)
+    )
+    last = {row.peer: f"round {row.round}: {row.reason}" for row in connection.execute(words)} if refused else {}
+    return LedgerPage(found, pending_tokens(connection, numbers), last, total_credit(connection))
 
 
 def rounds_page(connection: Connection, before: int | None = None, size: int = 100) -> list[Round]:
@@ -292,24 +364,6 @@ def incidents_page(
     if kinds:
         conditions.append(incidents.c.kind.in_(kinds))
     return [Incident(**row._mapping) for row in connection.execute(question.where(and_(True, *conditions)))]
-
-
-def evaluations_since(connection: Connection, round_: int = 0, newest: int = 1000) -> list[Evaluation]:
-    """Oldest first; the newest ones if there are more."""
-    question = (
-        select(evaluations).where(evaluations.c.round >= round_).order_by(evaluations.c.round.desc()).limit(newest)
-    )
-    return [Evaluation(**row._mapping) for row in connection.execute(question)][::-1]
-
-
-def checkpoints_page(connection: Connection, before: int | None = None, size: int = 50) -> list[Checkpoint]:
-    """Those that are there, newest first."""
-    question = (
-        select(checkpoints).where(checkpoints.c.dropped.is_(None)).order_by(checkpoints.c.round.desc()).limit(size)
-    )
-    if before is not None:
-        question = question.where(checkpoints.c.round < before)
-    return [Checkpoint(**row._mapping) for row in connection.execute(question)]
 
 
 def _columns(kind: type) -> list[str]:

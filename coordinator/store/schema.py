@@ -80,6 +80,7 @@ contributions = Table(
     Column("payload_bytes", BigInteger, nullable=False),
     Column("train_seconds", Double, nullable=False),
     Column("private_data", Text, nullable=False),  # what the peer calls its own data; empty: leased sequences
+    Column("team", Text, nullable=False),  # whose name the peer signed it with
     Column("voided_in", BigInteger),  # the round whose record took the credit back; null: it stands
     Index("contributions_by_peer", "peer", "round"),
 )
@@ -107,6 +108,48 @@ accounts = Table(
     Column("first_round", BigInteger, nullable=False),  # with a contribution; 0: none yet
     Column("last_round", BigInteger, nullable=False),
     Index("accounts_by_credit", "credit_tokens", "peer"),
+)
+
+team_credit = Table(
+    "team_credit",  # by team and peer: a team is the sum of its rows
+    metadata,
+    Column("team", Text, primary_key=True),
+    Column("peer", ForeignKey(peers.c.number), primary_key=True),
+    Column("credit_tokens", BigInteger, nullable=False),
+    Column("contributions", BigInteger, nullable=False),
+    Index("team_credit_by_peer", "peer"),
+)
+
+# --- access: what the organiser decided -------------------------------------------------------------------------------
+
+invites = Table(
+    "invites",
+    metadata,
+    Column("number", Number, primary_key=True, autoincrement=True),
+    Column("token_hash", LargeBinary(32), nullable=False, unique=True),  # blake3: the token itself is nowhere
+    Column("note", Text, nullable=False),
+    Column("uses", Integer, nullable=False),  # how many keys it admits
+    Column("used", Integer, nullable=False),
+    Column("created", Double, nullable=False),
+    Column("expires", Double),  # null: never
+    Column("revoked", Boolean, nullable=False),
+)
+
+admissions = Table(
+    "admissions",  # keys that redeemed an invitation
+    metadata,
+    Column("peer_id", String(64), primary_key=True),
+    Column("invite", ForeignKey(invites.c.number), nullable=False),
+    Column("time_seconds", Double, nullable=False),
+    Index("admissions_by_invite", "invite"),
+)
+
+verdicts = Table(
+    "verdicts",  # that the coordinator signed, until long after a record holds them: a log may be rolled back
+    metadata,
+    Column("number", Number, primary_key=True, autoincrement=True),
+    Column("signed", LargeBinary, nullable=False),  # protos Signed
+    Column("time_seconds", Double, nullable=False),
 )
 
 # --- history: what only this coordinator has seen ---------------------------------------------------------------------
@@ -158,29 +201,4 @@ samples = Table(
     Column("eval_loss", Double),  # newest held-out loss
     Column("bytes_sent", BigInteger, nullable=False),  # by this node, since it started
     Column("bytes_received", BigInteger, nullable=False),
-)
-
-evaluations = Table(
-    "evaluations",
-    metadata,
-    Column("round", BigInteger, primary_key=True, autoincrement=False),
-    Column("time_seconds", Double, nullable=False),
-    Column("tokens", BigInteger, nullable=False),  # accepted up to that round
-    Column("loss", Double, nullable=False),  # held-out
-    Column("prompt", Text, nullable=False),
-    Column("sample", Text, nullable=False),  # text generated after the prompt
-)
-
-checkpoints = Table(
-    "checkpoints",
-    metadata,
-    Column("round", BigInteger, primary_key=True, autoincrement=False),
-    Column("time_seconds", Double, nullable=False),
-    Column("tokens", BigInteger, nullable=False),
-    Column("eval_loss", Double),
-    Column("state_digest", LargeBinary(32), nullable=False),
-    Column("location", Text, nullable=False),  # a folder or an fsspec URL
-    Column("size_bytes", BigInteger, nullable=False),
-    Column("manifest_hash", LargeBinary(32)),  # null: it has no signed manifest
-    Column("dropped", Double),  # when retention removed it; null: it is there
 )

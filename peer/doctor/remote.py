@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from peer.channel import opened
 from peer.doctor.facts import Api, Bootstrap, Model, Names, Speed
 from peer.errors import CommonweightsError, Refused, UnreachableError, UsageError
 from peer.identity import Identity
@@ -42,18 +43,21 @@ async def ask_coordinator(ticket: Ticket) -> Answer:
     """Ask the ticket's addresses for the run, one after the other."""
     problem = "the ticket has no gRPC address"
     for address in ticket.grpc_addresses:
-        async with grpc.aio.insecure_channel(address) as channel:
-            stub: Any = coordinator_pb2_grpc.CoordinatorStub(channel)
-            sent = time.time()
-            call = stub.GetRun(coordinator_pb2.GetRunRequest(run_id=ticket.run_id), timeout=API_SECONDS)
-            try:
+        try:
+            async with opened(ticket, address) as channel:
+                stub: Any = coordinator_pb2_grpc.CoordinatorStub(channel)
+                sent = time.time()
+                call = stub.GetRun(coordinator_pb2.GetRunRequest(run_id=ticket.run_id), timeout=API_SECONDS)
                 reply: coordinator_pb2.GetRunReply = await call
                 metadata = {str(key): value for key, value in await call.initial_metadata()}
-            except grpc.aio.AioRpcError as error:
-                if error.code() == grpc.StatusCode.NOT_FOUND:
-                    return Answer(Api(address=address, other_run=True))
-                problem = str(error.details() or error.code().name)[:120]
-                continue
+        except grpc.aio.AioRpcError as error:
+            if error.code() == grpc.StatusCode.NOT_FOUND:
+                return Answer(Api(address=address, other_run=True))
+            problem = str(error.details() or error.code().name)[:120]
+            continue
+        except CommonweightsError as error:
+            problem = str(error)[:120]
+            continue
         ahead = _ahead(metadata.get(CLOCK_KEY), (sent + time.time()) / 2)
         try:
             log = Log.start(reply.genesis, None, ticket.run_id)

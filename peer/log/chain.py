@@ -171,7 +171,7 @@ class Log:
 
     def _add(self, entry: Entry) -> None:
         self.entries.append(entry)
-        self.accounts.add(entry.record, list(entry.contributions))
+        self.accounts.add(entry.record, list(entry.contributions), entry.admitted, entry.verdicts)
 
     def _store(self, entry: Entry) -> None:
         if self.folder is None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from configs import RunSpec
 from peer.errors import VerificationError
 from peer.identity import PeerId
+from peer.log.decisions import admitted_by, decisions_fault, is_admitted, verdicts_in
 from peer.rounds.ranges import MAX_POSITION, Ranges, well_formed
 from protos import log_pb2
 from protos.signing import HASH_BYTES, PUBLIC_KEY_BYTES, SignatureError, body_hash, open_signed
@@ -27,6 +28,7 @@ MAX_RECORD_BYTES = 3 << 20  # must fit into one reply between peers
 MAX_HEADER_BYTES = 64 << 10  # of one contribution: room for some 3,000 ranges
 MAX_PROOF_BYTES = 512 << 10  # of all equivocations in one record, each of them two records
 MAX_LABEL_CHARACTERS = 200
+MAX_NAME_CHARACTERS = 60  # of a peer or a team
 MAX_LOSS = 1e6  # nats per token; beyond, a figure is nonsense and would only spoil the mean
 MAX_TERM_STEP = 1 << 32  # so that nobody uses up the terms there are
 MAX_CURSOR_STEP = 1 << 40  # nor the positions
@@ -44,6 +46,15 @@ class Entry:
     @property
     def round(self) -> int:
         return self.record.round
+
+    @cached_property
+    def admitted(self) -> tuple[bytes, ...]:
+        """Public keys that it admits to an invite-only run."""
+        return admitted_by(self.record)
+
+    @cached_property
+    def verdicts(self) -> tuple[log_pb2.Verdict, ...]:
+        return verdicts_in(self.record)
 
     @cached_property
     def norms(self) -> tuple[float, ...]:
@@ -109,6 +120,8 @@ def contribution_fault(contribution: log_pb2.Contribution, log: Log) -> str:
         return f"a payload of {contribution.payload_bytes} bytes cannot be right for {parameters} parameters"
     if len(contribution.private_data) > MAX_LABEL_CHARACTERS:
         return "the name of its private data is too long"
+    if any(len(it) > MAX_NAME_CHARACTERS or not it.isprintable() for it in (contribution.name, contribution.team)):
+        return f"names have at most {MAX_NAME_CHARACTERS} printable characters"
     if not well_formed(contribution.consumed):
         return "its ranges are empty, unsorted, overlap or are absurdly far ahead"
     consumed = Ranges.from_protos(contribution.consumed)
@@ -163,7 +176,7 @@ def _fault(entry: Entry, log: Log) -> str:
         return "the final record may not merge contributions"
     if record.final and entry.signed.signer != log.origin.coordinator.public_key and not is_due(log):
         return "only the coordinator may end the run before its time"
-    return _proofs_fault(record, log) or _accepted_fault(entry, log)
+    return _proofs_fault(record, log) or decisions_fault(record, log) or _accepted_fault(entry, log)
 
 
 def is_due(log: Log) -> bool:
@@ -174,7 +187,7 @@ def is_due(log: Log) -> bool:
 
 def may_sequence(key: bytes, log: Log) -> bool:
     """Whether records of `key` may follow the head: the coordinator's, and those of peers that the log credits."""
-    if key in log.accounts.banned:
+    if key in log.accounts.banned or key in log.accounts.barred:
         return False
     account = log.accounts.peers.get(key)
     return key == log.origin.coordinator.public_key or (account is not None and account.credit_tokens > 0)
@@ -243,6 +256,10 @@ def _accepted_fault(entry: Entry, log: Log) -> str:
         who = f"contribution of {PeerId(signer).short}"
         if signer in log.accounts.banned:
             return f"{who}: it signed two different records of one round and is banned"
+        if signer in log.accounts.barred:
+            return f"{who}: the organiser has barred it from the run: {log.accounts.barred[signer]}"
+        if not is_admitted(signer, log) and signer not in entry.admitted:
+            return f"{who}: nobody invited it to this run"
         if reason := contribution_fault(contribution, log):
             return f"{who}: {reason}"
         if contribution.base_digest != entry.record.base_digest:

@@ -28,6 +28,7 @@ from peer.errors import CommonweightsError
 from peer.identity import Identity
 from peer.log.chain import Entry, most_private_tokens
 from peer.log.replica import Replica
+from peer.presence import Labels
 from peer.rounds.feedback import ErrorFeedback
 from peer.rounds.ranges import Ranges
 from peer.rounds.work import Backlog, Work
@@ -52,6 +53,7 @@ class Contributor:
         self.feedback = ErrorFeedback(replica.state.theta.numel(), replica.log.spec.codec.feedback_decay)
         self.backlog = Backlog()
         self.merged_rounds = 0
+        self.labels = Labels()
         self.lock = asyncio.Lock()
         self.on_event: Callable[[str], None] = lambda text: None
         self.keep_unsent = replica.log.spec.codec.keep_unsent
@@ -123,6 +125,8 @@ class Contributor:
                 payload_bytes=payload_bytes,
                 train_seconds=work.train_seconds,
                 private_data=private_data,
+                name=self.labels.name,
+                team=self.labels.team,
             ),
             self.identity.private_key,
         )

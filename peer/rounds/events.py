@@ -66,7 +66,12 @@ class Pause:
     paused: bool
 
 
-Event = Heard | Left | Offered | Checked | Tick | Pause
+@dataclass(frozen=True)
+class End:
+    """The open round is the last one: close it as soon as there is something in it."""
+
+
+Event = Heard | Left | Offered | Checked | Tick | Pause | End
 
 
 # --- effects ----------------------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ class Guest:
         short = swarm_pb2.Presence()
         short.CopyFrom(presence)
         del short.held[:]
+        short.ClearField("admission")
         return cls(short, seen, before.since if before else seen)
 
 

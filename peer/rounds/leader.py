@@ -23,6 +23,7 @@ from peer.log.rules import MAX_PROOF_BYTES, is_due
 from peer.pulse import Pulse
 from peer.rounds import sequencer
 from peer.rounds.directory import ANNOUNCE_SECONDS, announce_head
+from peer.rounds.gate import Gate
 from peer.rounds.guests import Guest
 from peer.rounds.inspection import fetch_and_measure
 from peer.rounds.leases import LeaseBook
@@ -60,6 +61,7 @@ class Leader:
     nap_seconds: float = math.inf  # a longer one makes it hold, until somebody has looked around and says `go_on`
 
     def __post_init__(self) -> None:
+        self.gate = Gate(self.replica.log)
         self.leading = False
         self.holding = False
         self.term = 0
@@ -100,6 +102,8 @@ class Leader:
                     raise self._failure
                 if self.is_awake():
                     self.step(sequencer.Tick())
+                    if self.state.ending and not self.state.round_tokens:
+                        self._finish_if_due()
                 if time.monotonic() >= self._announce_at:
                     self._announce()
                 await asyncio.sleep(TICK_SECONDS)
@@ -169,6 +173,11 @@ class Leader:
         self.step(sequencer.Pause(paused))
         self.bump()
 
+    def finish(self) -> None:
+        """End the run with the open round, whatever is missing of its rounds and tokens. For the coordinator alone."""
+        self.step(sequencer.End())
+        self.bump()
+
     @property
     def in_words(self) -> str:
         if self.replica.log.finished:
@@ -225,6 +234,7 @@ class Leader:
             data_cursor=effect.data_cursor,
             deadline_seconds=effect.deadline_seconds,
             equivocations=self._proofs(),
+            **self.gate.decisions(item.peer for item in effect.accepted),
         )
         self._append(record)
         self.headers.clear()
@@ -278,9 +288,11 @@ class Leader:
     def _finish_if_due(self) -> None:
         """Publish the final record when the run has all it was to have."""
         log = self.replica.log
-        if self.is_awake() and self.leading and self.applied.is_set() and not log.finished and is_due(log):
+        due = is_due(log) or self.state.ending
+        if due and self.is_awake() and self.leading and self.applied.is_set() and not log.finished:
             cursor = self.state.leases.cursor
-            self._append(log_pb2.Record(**self._record_fields(log.head.round + 1), data_cursor=cursor, final=True))
+            fields: dict[str, Any] = {**self._record_fields(log.head.round + 1), **self.gate.decisions(())}
+            self._append(log_pb2.Record(**fields, data_cursor=cursor, final=True))
             self.on_event("the run is finished")
 
     async def _check_payload(self, submission: sequencer.Submission, header: Header) -> None:

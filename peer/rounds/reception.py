@@ -37,7 +37,7 @@ class Reception:
         swarm.serve("submit", self._on_submit, max_request_bytes=MAX_HEADER_BYTES + 1024)
         swarm.serve("watch", self.on_watch, max_request_bytes=1024)
 
-    def _admit(self, sender: PeerId) -> None:
+    def _admit(self, sender: PeerId, admission: log_pb2.Signed | None = None) -> None:
         """Raises Refused when this node does not lead at the moment, or `sender` may not take part."""
         if not self.leader.leading:
             raise Refused("this node does not lead the run; ask whom it follows (watch)")
@@ -45,11 +45,12 @@ class Reception:
             raise Refused("this node slept and looks around before it goes on; try again in a moment")
         if sender.public_key in self.leader.accused.keys() | self.leader.replica.log.accounts.banned:
             raise Refused("this peer signed two different records of one round and is banned from the run")
+        self.leader.gate.pass_(sender.public_key, admission)
 
     async def _on_heartbeat(self, sender: PeerId, body: bytes) -> bytes:
         request = parse(body, swarm_pb2.HeartbeatRequest)
-        self._admit(sender)
         presence = request.presence
+        self._admit(sender, presence.admission if presence.HasField("admission") else None)
         if reason := presence_fault(presence, self.leader.replica.log.run_id):
             raise Refused(reason)
         now = asyncio.get_running_loop().time()

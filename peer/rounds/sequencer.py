@@ -20,6 +20,7 @@ from peer.rounds.events import (
     Checked,
     Closing,
     Effect,
+    End,
     Event,
     Fetch,
     Gone,
@@ -40,6 +41,7 @@ __all__ = [  # the whole conversation, for those who hold one with it
     "Checked",
     "Closing",
     "Effect",
+    "End",
     "Event",
     "Fetch",
     "Gone",
@@ -138,6 +140,7 @@ class Sequencer:
     deadline: float = 0.0  # when a closing round is published with what is there
     responses: tuple[float, ...] = ()  # seconds from close to checked submission, newest last
     paused: bool = False
+    ending: bool = False  # the organiser wants no further round
 
     @property
     def round_tokens(self) -> int:
@@ -165,6 +168,8 @@ class Sequencer:
     def in_words(self, now: float) -> str:
         """What the round is waiting for, for people."""
         expected = len(self.submissions) + len(self._missing())
+        if self.ending:
+            return "finishing: the last round is being handed in"
         if self.paused:
             return "paused by the organiser"
         if not self.members:
@@ -215,6 +220,8 @@ def tick(state: Sequencer, event: Event, now: float) -> tuple[Sequencer, list[Ef
             state = _checked(state, event, now)
         case Pause(paused):
             state = replace(state, paused=paused, opened=now)
+        case End():
+            state = replace(state, ending=True)
         case Tick():
             state = _expire(state, now, effects)
     return _advance(state, now, effects), effects
@@ -323,7 +330,8 @@ def _advance(state: Sequencer, now: float, effects: list[Effect]) -> Sequencer:
     if state.closing is None:
         full = state.round_tokens >= state.rules.target_tokens
         old = now - state.opened >= state.rules.max_seconds and state.round_tokens > 0
-        if (full or old) and not state.paused:
+        last = state.ending and state.round_tokens > 0
+        if last or ((full or old) and not state.paused):
             wait = state.deadline_seconds
             effects.append(Closing(state.round, wait))
             state = replace(state, closing=now, deadline=now + wait)

@@ -1,0 +1,245 @@
+"""A typed client of the coordinator's API, from a ticket.
+
+    async with RunClient(ticket) as run:
+        status = await run.status()
+        async for row in run.ledger():
+            print(row.name, row.credit_tokens)
+
+Every call has a deadline. The ticket's addresses are tried one after the other; errors are those of `peer.errors`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+
+from peer.channel import opened
+from peer.errors import CommonweightsError, Refused, UnreachableError, UsageError
+from peer.identity import Identity, PeerId
+from peer.ticket import Ticket
+from protos import coordinator_pb2, coordinator_pb2_grpc, log_pb2
+from protos.signing import sign
+
+CALL_SECONDS = 15.0
+PAGE_ROWS = 1000
+AUTHORIZATION = "authorization"
+
+T = TypeVar("T")
+
+_ABSENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+_WRONG = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAUTHENTICATED)
+_REFUSED = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.ABORTED)
+
+
+class RunClient:
+    """Use as an async context manager; one connection, made at the first call.
+
+    Args:
+        admin_token: the organiser's; needed for `admin` alone.
+
+    Every method may raise:
+        UnreachableError: nobody answers at the ticket's addresses.
+        UsageError: the ticket is another run's, or there is no such thing there.
+        Refused: not now, or not at all; the text is the reason.
+    """
+
+    def __init__(self, ticket: Ticket, admin_token: str = "", call_seconds: float = CALL_SECONDS) -> None:
+        self.ticket = ticket
+        self.call_seconds = call_seconds
+        self._metadata = ((AUTHORIZATION, f"Bearer {admin_token}"),) if admin_token else ()
+        self._stack = contextlib.AsyncExitStack()
+        self._channel: grpc.aio.Channel | None = None
+
+    async def __aenter__(self) -> RunClient:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._stack.aclose()
+
+    # --- the run ----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> coordinator_pb2.GetRunReply:
+        """What the run is."""
+        request = coordinator_pb2.GetRunRequest(run_id=self.ticket.run_id)
+        reply: coordinator_pb2.GetRunReply = await self._ask("GetRun", request)
+        return reply
+
+    async def status(self) -> coordinator_pb2.StatusReply:
+        """Where it stands."""
+        request = coordinator_pb2.GetStatusRequest(run_id=self.ticket.run_id)
+        reply: coordinator_pb2.StatusReply = await self._ask("GetStatus", request)
+        return reply
+
+    async def watch(self) -> AsyncIterator[coordinator_pb2.StatusReply]:
+        """The status now, and whenever it changes, for as long as the coordinator is there."""
+        request = coordinator_pb2.GetStatusRequest(run_id=self.ticket.run_id)
+        async for status in self._stream("WatchStatus", request):
+            yield status
+
+    async def peer(self, peer: PeerId) -> coordinator_pb2.GetPeerReply:
+        """A peer's account, and what stands between it and credit."""
+        request = coordinator_pb2.GetPeerRequest(run_id=self.ticket.run_id, peer_id=str(peer))
+        reply: coordinator_pb2.GetPeerReply = await self._ask("GetPeer", request)
+        return reply
+
+    async def receipt(self, peer: PeerId, round_: int = 0) -> log_pb2.Receipt:
+        """Of the peer's contribution to that round, or of its newest; see `peer.log.receipts`."""
+        request = coordinator_pb2.GetReceiptRequest(run_id=self.ticket.run_id, peer_id=str(peer), round=round_)
+        reply: coordinator_pb2.GetReceiptReply = await self._ask("GetReceipt", request)
+        return reply.receipt
+
+    async def redeem(self, identity: Identity, token: str) -> log_pb2.Signed:
+        """An Admission of the identity's key in exchange for an invitation."""
+        redemption = coordinator_pb2.Redemption(run_id=self.ticket.run_id, token=token)
+        request = coordinator_pb2.RedeemInviteRequest(redemption=sign(redemption, identity.private_key))
+        reply: coordinator_pb2.RedeemInviteReply = await self._ask("RedeemInvite", request)
+        return reply.admission
+
+    # --- lists ------------------------------------------------------------------------------------------------------
+
+    async def records(self, first_round: int = 0) -> AsyncIterator[log_pb2.Signed]:
+        """The log from `first_round` on, up to the head; to be checked by `peer.log.chain`."""
+        while True:
+            request = coordinator_pb2.ListRecordsRequest(run_id=self.ticket.run_id, first_round=first_round)
+            reply: coordinator_pb2.ListRecordsReply = await self._ask("ListRecords", request)
+            for record in reply.records:
+                yield record
+            if not reply.records:
+                return
+            first_round += len(reply.records)
+
+    async def ledger(self) -> AsyncIterator[coordinator_pb2.LedgerRow]:
+        """Largest credit first."""
+        async for page in self._pages("GetLedger", coordinator_pb2.GetLedgerRequest(run_id=self.ticket.run_id)):
+            for row in page.rows:
+                yield row
+
+    async def teams(self) -> AsyncIterator[coordinator_pb2.Team]:
+        """Largest credit first."""
+        async for page in self._pages("GetTeams", coordinator_pb2.GetTeamsRequest(run_id=self.ticket.run_id)):
+            for team in page.teams:
+                yield team
+
+    async def rounds(self) -> AsyncIterator[coordinator_pb2.Round]:
+        """Newest first."""
+        async for page in self._pages("ListRounds", coordinator_pb2.ListRoundsRequest(run_id=self.ticket.run_id)):
+            for round_ in page.rounds:
+                yield round_
+
+    async def contributions(self, peer: PeerId) -> AsyncIterator[coordinator_pb2.ContributionRow]:
+        """Of one peer, newest first."""
+        request = coordinator_pb2.ListContributionsRequest(run_id=self.ticket.run_id, peer_id=str(peer))
+        async for page in self._pages("ListContributions", request):
+            for row in page.contributions:
+                yield row
+
+    async def checkpoints(self) -> AsyncIterator[coordinator_pb2.Checkpoint]:
+        """Newest first."""
+        request = coordinator_pb2.ListCheckpointsRequest(run_id=self.ticket.run_id)
+        async for page in self._pages("ListCheckpoints", request):
+            for checkpoint in page.checkpoints:
+                yield checkpoint
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    async def download(self, folder: Path, round_: int = 0) -> Path:
+        """A checkpoint (0: the newest) into `folder`/round-NNNNNN; files that are there are completed, not fetched
+        again. Whether they are what the run made is for the checkpoint's own manifest to say.
+        """
+        request = coordinator_pb2.GetCheckpointRequest(run_id=self.ticket.run_id, round=round_)
+        found: coordinator_pb2.GetCheckpointReply = await self._ask("GetCheckpoint", request)
+        target = folder / f"round-{found.checkpoint.round:06d}"
+        for file in found.files:
+            path = (target / file.name).resolve()
+            if not path.is_relative_to(target.resolve()):
+                raise Refused(f"the coordinator names a file outside of the checkpoint: {file.name!r}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            await self._download(found.checkpoint.round, file, path)
+        return target
+
+    async def _download(self, round_: int, file: coordinator_pb2.CheckpointFile, path: Path) -> None:
+        have = path.stat().st_size if path.exists() else 0
+        if have == file.size_bytes and have:
+            return
+        request = coordinator_pb2.DownloadCheckpointRequest(
+            run_id=self.ticket.run_id, round=round_, name=file.name, offset=have if have < file.size_bytes else 0
+        )
+        with path.open("ab" if request.offset else "wb") as content:
+            async for part in self._stream("DownloadCheckpoint", request):
+                content.write(part.data)
+        if path.stat().st_size != file.size_bytes:
+            raise UnreachableError(f"{file.name}: the download broke off; the same command goes on from there")
+
+    # --- the organiser ----------------------------------------------------------------------------------------------
+
+    async def admin(self, method: str, request: Any) -> Any:
+        """Call a method of the Admin service."""
+        return await self._ask(method, request, coordinator_pb2_grpc.AdminStub)
+
+    # --- calls ------------------------------------------------------------------------------------------------------
+
+    async def _ask(self, method: str, request: Any, stub: Any = coordinator_pb2_grpc.CoordinatorStub) -> Any:
+        async def call(channel: grpc.aio.Channel) -> Any:
+            return await getattr(stub(channel), method)(request, timeout=self.call_seconds, metadata=self._metadata)
+
+        return await self._somewhere(call)
+
+    async def _pages(self, method: str, request: Any) -> AsyncIterator[Any]:
+        request.page_size = PAGE_ROWS
+        while True:
+            page = await self._ask(method, request)
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def _stream(self, method: str, request: Any) -> AsyncIterator[Any]:
+        """Without a deadline: keepalive notices a dead line."""
+        await self._ask("GetStatus", coordinator_pb2.GetStatusRequest(run_id=self.ticket.run_id))  # finds who answers
+        assert self._channel is not None
+        try:
+            async for reply in getattr(coordinator_pb2_grpc.CoordinatorStub(self._channel), method)(request):
+                yield reply
+        except grpc.aio.AioRpcError as error:
+            raise _as_ours(error) from None
+
+    async def _somewhere(self, call: Callable[[grpc.aio.Channel], Awaitable[T]]) -> T:
+        """On the channel that worked before, or on the first one that does."""
+        if self._channel is not None:
+            try:
+                return await call(self._channel)
+            except grpc.aio.AioRpcError as error:
+                raise _as_ours(error) from None
+        tried = []
+        for address in self.ticket.grpc_addresses:
+            stack = contextlib.AsyncExitStack()
+            try:
+                channel = await stack.enter_async_context(opened(self.ticket, address))
+                answer = await call(channel)
+            except (grpc.aio.AioRpcError, CommonweightsError) as error:
+                await stack.aclose()
+                ours = _as_ours(error) if isinstance(error, grpc.aio.AioRpcError) else error
+                if not isinstance(ours, UnreachableError):
+                    raise ours from None
+                tried.append(f"{address}")
+            else:
+                self._channel = channel
+                self._stack.push_async_callback(stack.aclose)
+                return answer
+        raise UnreachableError(
+            f"the coordinator does not answer at {', '.join(tried) or 'any address of the ticket'}; "
+            "is it running, and does a firewall let its port through?"
+        )
+
+
+def _as_ours(error: grpc.aio.AioRpcError) -> CommonweightsError:
+    code, words = error.code(), error.details() or "no reason given"
+    if code in _ABSENT:
+        return UnreachableError(f"the coordinator does not answer: {words}")
+    if code in _WRONG:
+        return UsageError(words)
+    return Refused(words) if code in _REFUSED else CommonweightsError(words)
