@@ -335,6 +335,7 @@ async def _leading(
                 await coordinator.evaluator.close()
                 names.save()
     finally:
+        await replica.exchange.close()
         replica.close()
 
 

@@ -180,6 +180,7 @@ async def assembled(
     finally:
         contributor.close()
         await asyncio.to_thread(trainer.close)
+        await exchange.close()
         replica.close()
 
 

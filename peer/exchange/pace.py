@@ -14,23 +14,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from peer.errors import CommonweightsError
 from peer.exchange.ratelimit import RateLimiter
 from peer.identity import PeerId
 from peer.swarm.interface import Swarm
 
+T = TypeVar("T")
+
 METHOD = "echo"
 LOOK_SECONDS = 0.25
 ECHO_SECONDS = 1.0  # an answer that takes longer counts as this
 IDLE_LOOKS = 40  # without bulk traffic, until measuring ends
+LAG_SECONDS = 0.02  # between two looks whether this process itself is late
 PARTNERS = 3
 MAX_REMEMBERED = 256
 
 START_BYTES_PER_SECOND = 256_000.0  # 2 Mbit/s: doubles while the link bears it
-FLOOR_BYTES_PER_SECOND = 32_000.0
+FLOOR_BYTES_PER_SECOND = 64_000.0  # 0.5 Mbit/s
 CALM_SECONDS = 0.05  # of queueing: none
 QUEUE_SECONDS = 0.2  # too much
 JAM_SECONDS = 0.8  # far too much
@@ -119,7 +123,8 @@ class Pacer:
         while idle < IDLE_LOOKS:
             pause = asyncio.create_task(asyncio.sleep(LOOK_SECONDS))
             try:
-                queue_seconds = self._echoes.queue_seconds(await self._echo(self._choose()))
+                echoes, late_seconds = await _with_lateness(self._echo(self._choose()))
+                queue_seconds = max(0.0, self._echoes.queue_seconds(echoes) - late_seconds)
                 await pause
             finally:
                 pause.cancel()
@@ -151,3 +156,16 @@ class Pacer:
 
     async def _on_echo(self, sender: PeerId, request: bytes) -> bytes:
         return b""
+
+
+async def _with_lateness(work: Awaitable[T]) -> tuple[T, float]:
+    """What `work` gives, and for how long meanwhile this process was too busy to look: that is no queue of the link."""
+    task, late_seconds = asyncio.ensure_future(work), 0.0
+    try:
+        while not task.done():
+            began = time.monotonic()
+            await asyncio.wait([task], timeout=LAG_SECONDS)
+            late_seconds += max(0.0, time.monotonic() - began - LAG_SECONDS)
+        return task.result(), late_seconds
+    finally:
+        task.cancel()
