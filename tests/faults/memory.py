@@ -38,7 +38,9 @@ class MemoryWorld:
     async def start(self, name: str, *, skew_seconds: float = 0.0) -> None:
         assert not skew_seconds, self.cannot["skew"]
         await asyncio.gather(*self._killed, return_exceptions=True)
-        assert name != COORDINATOR, "it is up"
+        if name == COORDINATOR:
+            await self.swarm.start_coordinator()
+            return
         self.swarm.start(name)
         self.swarm.tasks[name].add_done_callback(functools.partial(self._done, name))
 
@@ -55,11 +57,10 @@ class MemoryWorld:
         return {name: Left(it.state.round, it.digest.hex()) for name, it in replicas.items()}
 
     def kill(self, name: str) -> None:
-        assert name != COORDINATOR, "only peers die here"
-        self.swarm.network.kill(self._id(name))
-        self._killed.append(task := self.swarm.tasks.pop(name))
-        task.cancel()
-        self.swarm.nodes.pop(name, None)
+        self.swarm.network.kill(self._id(name))  # now, and not when the task gets round to it
+        swarm = self.swarm
+        killing = swarm.kill_coordinator() if name == COORDINATOR else swarm.kill(name)
+        self._killed.append(asyncio.ensure_future(killing))
 
     def pause(self, name: str, paused: bool) -> None:
         if paused:
@@ -76,9 +77,7 @@ class MemoryWorld:
     def cut(self, *names: str) -> None:
         if names:
             self._cut = names
-            for inside in names:
-                for outside in {COORDINATOR, *self.swarm.tasks} - set(names):
-                    self.swarm.network.cut(self._id(inside), self._id(outside))
+            self.swarm.part(*names)
         else:
             self.swarm.network.heal(*map(self._id, self._cut))
 

@@ -53,9 +53,6 @@ def main() -> None:
 def _load() -> None:
     import transformers.models.llama.modeling_llama  # noqa: F401  most of the time
 
-    import coordinator.lead
-    import coordinator.serve
-    import peer.participate
     import tests.faults.program  # noqa: F401
 
     gc.collect()

@@ -64,7 +64,9 @@ class Nursery:
             self._process.wait()
             self._reader.join()
 
-    def start(self, arguments: Iterable[object], *, namespace: str, control: Path, out: Path, **environment: str) -> int:
+    def start(
+        self, arguments: Iterable[object], *, namespace: str, control: Path, out: Path, **environment: str
+    ) -> int:
         """Process id of a new node; its output is appended to `out`.out and `out`.err."""
         order = {
             "start": [*map(str, arguments)],
@@ -133,7 +135,7 @@ class ProcessWorld:
             arguments += ["--host", host.address, "--grpc-port", 7070, "--swarm-port", 7072]
         else:
             arguments = ["peer.cli", "join", self.folder / COORDINATOR / "ticket.txt", "--dir", folder, "--name", name]
-            arguments += ["--device", "cpu", "--json"]
+            arguments += ["--device", "cpu", "--always", "--json"]
         clock = {"LD_PRELOAD": _faketime(), "FAKETIME": f"{skew_seconds:+g}s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
         control = self._control / f"{name}.json"
         self._pids[name] = self._nursery.start(
@@ -152,7 +154,9 @@ class ProcessWorld:
         """They began by themselves."""
 
     async def stop(self) -> dict[str, Left]:
-        peers = {name: pid for name, pid in self._pids.items() if name != COORDINATOR and pid not in self._nursery.codes}
+        peers = {
+            name: pid for name, pid in self._pids.items() if name != COORDINATOR and pid not in self._nursery.codes
+        }
         await self._interrupt(peers)
         await self._interrupt({name: pid for name, pid in self._pids.items() if name == COORDINATOR})
         return {name: left for name in peers if (left := self._last_words(name)) is not None}

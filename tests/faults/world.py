@@ -16,7 +16,6 @@ from tests.faults.schedule import Phase, What
 from tests.in_memory import tiny_spec
 
 
-
 @dataclass(frozen=True)
 class Left:
     """What a node said when it left politely."""
