@@ -136,7 +136,7 @@ class LeaseBook:
 
         Positions that it claims and nobody else holds become its own again (the sequencer was restarted, or the lease
         had expired unnoticed), as long as it holds no more than `most` and does not reach absurdly far ahead.
-        Positions that it has not claimed for more than `grace_seconds` come back: the answer that carried them was lost.
+        Positions that it does not claim for more than `grace_seconds` come back: the answer that carried them was lost.
         """
         own = self.positions(peer)
         others = Ranges.of(pair for other, lease in self.held.items() if other != peer for pair in lease.positions)

@@ -151,8 +151,8 @@ class Sequencer:
 
     @property
     def deadline_seconds(self) -> float:
-        """How long a closing round waits: median + k * MAD of recent responses, never less than two heartbeats, never more
-        than a round may take at all.
+        """How long a closing round waits: median + k * MAD of recent responses, never less than two heartbeats, never
+        more than a round may take at all.
 
         One fixed time-out is wrong both ways: too short for slow links, too long for dead peers.
         """

@@ -1,8 +1,8 @@
 """A swarm within one process, for tests and simulations: the same promises as the real one, and faults at a call.
 
 Everything that can go wrong on a network is a method of `MemoryNetwork`: `kill`, `freeze`, `cut`, `heal`, `delay`,
-`limit`, `corrupt`, `hide`. Sizes, refusals and admission run through the real swarm's own code (peer/swarm/wire.py); what is
-missing is the wire. Delays pass in real time of the event loop.
+`limit`, `corrupt`, `hide`. Sizes, refusals and admission run through the real swarm's own code (peer/swarm/wire.py);
+what is missing is the wire. Delays pass in real time of the event loop.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Faults as data: schedules of kills, stops, cuts and damage, run against real processes and against the in-memory swarm.
+"""Faults as data: schedules of kills, stops, cuts and damage, for real processes and for the in-memory swarm.
 
 schedule.py    what happens to whom, and when: plain data, also readable from TOML
 world.py       the interface of a place where faults can happen, and what is found there afterwards

@@ -1,4 +1,4 @@
-"""Faults in the in-memory swarm: everything real but the wire, the process and its clock. Runs everywhere, in seconds."""
+"""Faults in the in-memory swarm: everything is real but the wire, the process and its clock. Runs everywhere."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import functools
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from configs import RunSpec
 from peer.errors import CommonweightsError
@@ -24,7 +25,7 @@ LEAVE_SECONDS = 20.0
 class MemoryWorld:
     """See `tests.faults.world.World`."""
 
-    cannot = {"skew": "nodes in one process have one clock"}
+    cannot: Mapping[What, str] = MappingProxyType({"skew": "nodes in one process have one clock"})
 
     def __init__(self, swarm: Swarm) -> None:
         self.folder = swarm.folder

@@ -3,8 +3,8 @@
 Importing torch and transformers costs some five seconds per process, which a hundred kills on two cores cannot pay. The
 nursery reads orders from standard input, one JSON object a line, and answers in the same way:
 
-    {"start": ["peer.cli", "join", ...], "namespace": "...", "environment": {...}, "out": FILE, "err": FILE, "control": FILE}
-        -> {"started": PID}, and when it has ended {"ended": PID, "code": CODE}   (negative: the signal, as subprocess has it)
+    {"start": ["peer.cli", "join", ...], "namespace": NAME, "environment": {...}, "out": FILE, "err": FILE,
+     "control": FILE}     -> {"started": PID}, and at its end {"ended": PID, "code": CODE}, as subprocess counts
     {"at_end": ["umount", ...]}
 
 It ends when its input ends, also because its owner was killed: then every node is killed, with what it started, and the

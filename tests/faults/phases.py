@@ -1,8 +1,8 @@
 """Watching in which phase of a round a node is, from outside the product: it has no switches for tests.
 
-`observed` lets a function see every node's steps through a round, at the moment when they happen. What the function does
-(stop the process for good, say) happens exactly there. Two phases are finer than what a node shows its user: "serving" is
-the middle of sending its contribution to somebody, "exchanging" the middle of receiving another's.
+`observed` lets a function see every node's steps through a round, at the moment when they happen. What the function
+does (stop the process for good, say) happens exactly there. Two phases are finer than what a node shows its user:
+"serving" is the middle of sending its contribution to somebody, "exchanging" the middle of receiving another's.
 """
 
 from __future__ import annotations

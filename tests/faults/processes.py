@@ -107,7 +107,7 @@ class Nursery:
 
 
 class ProcessWorld:
-    """See `tests.faults.world.World`. `small_disks`: nodes that get a file system of their own, for the fault "fill"."""
+    """See `tests.faults.world.World`. `small_disks`: nodes with a small file system of their own, for "fill"."""
 
     def __init__(
         self, nursery: Nursery, net: Internet, folder: Path, spec: RunSpec, small_disks: Iterable[str] = ()

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from peer.identity import Identity
@@ -138,7 +139,8 @@ class Performance:
     async def _tick(self) -> None:
         await asyncio.sleep(LOOK_SECONDS)
         now = time.monotonic()
-        if any([watch.look(now) for watch in self.happened.watches.values()]):
+        moved = [watch.look(now) for watch in self.happened.watches.values()]
+        if any(moved):
             self._moved = now
         self.happened.ended.update(self.world.ended())
         self._progress(self.happened)
@@ -237,5 +239,5 @@ def _signers(record: Path) -> set[bytes]:
 def gaps(watch: Watch, after: float) -> Iterator[tuple[float, float, int]]:
     """(when, seconds since the record before, round) of every record that came to a node after a time."""
     known = [(when, round_) for when, round_ in watch.seen if when >= after]
-    for (before, _), (when, round_) in zip(known, known[1:], strict=False):
+    for (before, _), (when, round_) in pairwise(known):
         yield when, when - before, round_

@@ -1,9 +1,9 @@
 """Fault schedules: what happens to whom, and when. Plain data.
 
-    Fault("kill", ("peer-2",), At(5.0), lasting_seconds=3.0)                    dead for three seconds, then started again
-    Fault("kill", ("peer-1",), Reaches("encoding", round=3))                    for good
-    Fault("cut", ("peer-1", "peer-2"), At(10.0), lasting_seconds=60.0)          these two on one side, all others on the other
-    Fault("slow", ("peer-1",), At(0.0), value=10.0)                             a link of 10 Mbit/s
+    Fault("kill", ("peer-2",), At(5.0), lasting_seconds=3.0)              dead for three seconds, then started again
+    Fault("kill", ("peer-1",), Reaches("encoding", round=3))              for good
+    Fault("cut", ("peer-1", "peer-2"), At(10.0), lasting_seconds=60.0)    these two on one side, all others on the other
+    Fault("slow", ("peer-1",), At(0.0), value=10.0)                       a link of 10 Mbit/s
 
 Times and rounds count from the moment when everybody takes part. The same from a TOML file (`load`):
 

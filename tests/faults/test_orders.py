@@ -1,7 +1,7 @@
-"""Every order of events: the pure sequencer, the lease book and the signed log together, with peers that die and lie.
+"""Every order of events: the pure sequencer, the lease book and the log together, with peers that die and lie.
 
-No clock, no wire, no model: a machine of hypothesis plays the peers, the network and the sequencer's bad luck, and every
-record that the sequencer publishes is signed and appended to a real log, which refuses what does not follow.
+No clock, no wire, no model: a machine of hypothesis plays the peers, the network and the sequencer's bad luck, and
+every record that the sequencer publishes is signed and appended to a real log, which refuses what does not follow.
 """
 
 from __future__ import annotations
