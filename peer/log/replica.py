@@ -276,7 +276,9 @@ class Replica:
         )
 
     async def _newest_manifest(self, swarm: Swarm, head_digest: bytes) -> log_pb2.StateManifest | None:
-        request = swarm_pb2.ManifestRequest(run_id=self.log.run_id, round=self.log.head.round)
+        # Of the state after the head the log itself says nothing yet: without a digest it could not be checked.
+        newest = self.log.head.round - (0 if head_digest else 1)
+        request = swarm_pb2.ManifestRequest(run_id=self.log.run_id, round=max(0, newest))
         for peer in self._sources():
             try:
                 reply = await swarm.call(peer, "manifest", request.SerializeToString(), timeout_seconds=CALL_SECONDS)

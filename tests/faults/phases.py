@@ -37,8 +37,8 @@ def observed(observer: Observer) -> Iterator[None]:
     async def served(exchange: Exchange, *arguments: Any) -> AsyncGenerator[bytes, None]:
         async with contextlib.aclosing(serve(exchange, *arguments)) as pieces:
             async for piece in pieces:
-                yield piece
                 tell(exchange, "serving")
+                yield piece
 
     async def received(exchange: Exchange, *arguments: Any) -> None:
         tell(exchange, "exchanging")

@@ -68,7 +68,7 @@ def fault_spec(**changes: dict[str, object]) -> RunSpec:
         "round": {"target_tokens": 8192, "inner_steps": 0, "max_seconds": 10, "overlap": True},
         "snapshots": {"every_rounds": 5},
         "evaluation": {"every_rounds": 1000, "sequences": 8, "sample_tokens": 0},
-        "timing": {"heartbeat_seconds": 0.25, "silence_seconds": 3, "lease_seconds": 5, "first_deadline_seconds": 3},
+        "timing": {"heartbeat_seconds": 0.5, "silence_seconds": 3, "lease_seconds": 5, "first_deadline_seconds": 3},
     }
     for section, values in changes.items():
         sections[section] = {**sections.get(section, {}), **values}
