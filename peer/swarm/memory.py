@@ -64,12 +64,12 @@ class MemoryNetwork:
 
     def heal(self, *peers: PeerId) -> None:
         """Ends cuts, freezes, delays, limits and corruption: of these peers only, if any are named."""
-        chosen = set(peers) or {*self._frozen, *self._delays, *self._rates, *self._corruptions}
-        self._frozen -= chosen
+        chosen: set[PeerId | None] = {*(peers or (*self._frozen, *self._delays, *self._rates, *self._corruptions))}
+        self._frozen = {peer for peer in self._frozen if peer not in chosen}
         self._cuts = {pair for pair in self._cuts if peers and not pair & chosen}
-        for faults in (self._delays, self._rates, self._corruptions):
-            for peer in chosen & faults.keys():
-                del faults[peer]  # type: ignore[arg-type]
+        self._delays = {peer: seconds for peer, seconds in self._delays.items() if peer not in chosen}
+        self._rates = {peer: rate for peer, rate in self._rates.items() if peer not in chosen}
+        self._corruptions = {peer: change for peer, change in self._corruptions.items() if peer not in chosen}
 
     def delay(self, seconds: float, peer: PeerId | None = None) -> None:
         """Every reply and piece of `peer`, or of everybody, arrives so much later."""

@@ -42,6 +42,7 @@ class MemoryWorld:
         if name == COORDINATOR:
             await self.swarm.start_coordinator()
             return
+        self._ended.pop(name, None)
         self.swarm.start(name)
         self.swarm.tasks[name].add_done_callback(functools.partial(self._done, name))
 
@@ -89,17 +90,23 @@ class MemoryWorld:
             self.swarm.network.heal(self._id(name))
 
     def fill(self, name: str, full: bool) -> None:
-        def refuse(content: bytes) -> bytes:
+        def refuse(content: object) -> bytes:
             raise CommonweightsError("the disk is full; make room and start again, nothing is lost")
 
+        blobs = self.swarm.nodes[name].replica.blobs
         if full:
-            self.swarm.nodes[name].replica.blobs.put = refuse  # type: ignore[method-assign]
+            blobs.put = refuse  # type: ignore[method-assign]
+        else:
+            del blobs.put
 
     def order(self, name: str, phase: Phase, round: int, what: What) -> None:
         self._orders.setdefault(name, []).append((phase, round, what))
 
     def reached(self, name: str) -> int:
         return self._reached[name]
+
+    def alive(self) -> set[str]:
+        return {COORDINATOR, *(name for name, task in self.swarm.tasks.items() if not task.done())}
 
     def ended(self) -> dict[str, str]:
         return dict(self._ended)

@@ -64,4 +64,4 @@ def observed(observer: Observer) -> Iterator[None]:
         yield
     finally:
         Node.__init__, Exchange._serve, Exchange._arrived = initialise, serve, arrived  # type: ignore[method-assign]
-        del Node.phase
+        delattr(Node, "phase")

@@ -113,7 +113,6 @@ class ProcessWorld:
         self, nursery: Nursery, net: Internet, folder: Path, spec: RunSpec, small_disks: Iterable[str] = ()
     ) -> None:
         self.folder = folder
-        self.cannot: Mapping[What, str] = {} if _faketime() else {"skew": "libfaketime is not installed"}
         self._nursery = nursery
         self._net = net
         self._hosts: dict[str, Host] = {}
@@ -124,6 +123,10 @@ class ProcessWorld:
         (folder / "run.toml").write_text(to_toml(spec.model_dump(exclude_none=True)))
         for name in small_disks:
             self._mount(folder / name)
+
+    @property
+    def cannot(self) -> Mapping[What, str]:
+        return {} if _faketime() else {"skew": "libfaketime is not installed"}
 
     async def start(self, name: str, *, skew_seconds: float = 0.0) -> None:
         if name not in self._hosts:
@@ -197,6 +200,9 @@ class ProcessWorld:
         if self._pids.get(name) in self._nursery.codes and self._nursery.codes[self._pids[name]] == -signal.SIGKILL:
             del self._pids[name]  # by its own hand, as ordered
         return reached
+
+    def alive(self) -> set[str]:
+        return {name for name, pid in self._pids.items() if pid not in self._nursery.codes}
 
     def ended(self) -> dict[str, str]:
         codes = self._nursery.codes

@@ -72,7 +72,7 @@ def lying(control: Control) -> None:
             lies = control.read().get("lies") and piece
             yield piece[:-1] + bytes([piece[-1] ^ 0xFF]) if lies else piece
 
-    Services.pieces = wrong  # type: ignore[method-assign]
+    Services.pieces = wrong  # type: ignore[method-assign, assignment]
 
 
 def main(arguments: list[str]) -> None:

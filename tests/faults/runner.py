@@ -55,6 +55,7 @@ class Happened:
     watches: dict[str, Watch] = field(default_factory=dict)
     events: list[tuple[float, Fault, bool]] = field(default_factory=list)  # when, what, True: begins, False: ends
     ended: dict[str, str] = field(default_factory=dict)  # nodes that ended by themselves
+    alive: list[str] = field(default_factory=list)  # peers that ought to be, at the end
     left: dict[str, Left] = field(default_factory=dict)
     seconds: float = 0.0  # from `began` to the end
 
@@ -90,6 +91,7 @@ class Performance:
                     self._acting.remove((end, fault))
                     await self._relieve(fault)
         self.happened.seconds = time.monotonic() - self.happened.began
+        self.happened.alive = sorted(self.world.alive() - {COORDINATOR})
         self.happened.left = await self.world.stop()
         return self.happened
 
@@ -236,8 +238,7 @@ def _signers(record: Path) -> set[bytes]:
     return {item.contribution.signer for item in open_signed(signed, log_pb2.Record).accepted}
 
 
-def gaps(watch: Watch, after: float) -> Iterator[tuple[float, float, int]]:
-    """(when, seconds since the record before, round) of every record that came to a node after a time."""
-    known = [(when, round_) for when, round_ in watch.seen if when >= after]
-    for (before, _), (when, round_) in pairwise(known):
+def gaps(watch: Watch) -> Iterator[tuple[float, float, int]]:
+    """(when, seconds since the record before, round) of every record that came to a node."""
+    for (before, _), (when, round_) in pairwise(watch.seen):
         yield when, when - before, round_

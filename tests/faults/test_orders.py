@@ -137,7 +137,7 @@ class Game:
     def _publish(self, effect: Publish) -> None:
         """Sign and append: the log refuses whatever does not follow. Every living peer hears of it."""
         by_key = {player.key: player for player in self.players}
-        items = {item.peer: by_key[item.peer].handed_in for item in effect.accepted}
+        items = {player.key: player.handed_in for player in self.players if player.handed_in is not None}
         record = log_pb2.Record(
             run_id=self.log.run_id,
             round=effect.round,
@@ -150,11 +150,12 @@ class Game:
             data_cursor=effect.data_cursor,
             deadline_seconds=effect.deadline_seconds,
         )
+        merged = {item.peer for item in effect.accepted}
         self.log.append(sign(record, COORDINATOR.private_key))
         self.published += 1
         self.accepted_sequences += sum(len(item.consumed) for item in effect.accepted)
         for player in self.players:
-            if player.handed_in is not None and player.key in items:
+            if player.handed_in is not None and player.key in merged:
                 player.held -= Ranges.from_protos(player.handed_in.consumed)
                 player.handed_in = None
             elif player.handed_in is not None:

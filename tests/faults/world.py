@@ -26,7 +26,10 @@ class Left:
 
 class World(Protocol):
     folder: Path
-    cannot: Mapping[What, str]  # faults that this world does not have, and why
+
+    @property
+    def cannot(self) -> Mapping[What, str]:
+        """Faults that this world does not have, and why."""
 
     async def start(self, name: str, *, skew_seconds: float = 0.0) -> None:
         """Start a node from its folder, made if it is not there yet."""
@@ -56,6 +59,9 @@ class World(Protocol):
 
     def reached(self, name: str) -> int:
         """How many orders this node has come to."""
+
+    def alive(self) -> set[str]:
+        """Nodes that were started and neither killed nor ended."""
 
     def ended(self) -> dict[str, str]:
         """Nodes that ended without being killed or stopped, with what they said."""
