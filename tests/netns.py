@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -50,6 +51,15 @@ def missing() -> str:
     worked = subprocess.run(["ip", "netns", "exec", name, "nft", "list", "ruleset"], capture_output=True, check=False)
     subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
     return "" if worked.returncode == 0 else "nft does not work in network namespaces here"
+
+
+def sweep() -> None:
+    """Remove what killed test processes left: namespaces named after a process that is no more."""
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False).stdout
+    for name in (line.split()[0] for line in listed.splitlines() if line.strip()):
+        owner = re.match(r"cw(\d+)[a-z]", name)
+        if owner and not os.path.exists(f"/proc/{owner[1]}"):
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
 
 
 class Host:
@@ -95,6 +105,10 @@ class Host:
         """What left this host since it exists, headers included."""
         counter = f"/sys/class/net/{self._interface}/statistics/tx_bytes"
         return int(subprocess.check_output(self.command(["cat", counter])))
+
+    def processes(self) -> list[int]:
+        """Ids of everything that runs on this host."""
+        return [int(pid) for pid in subprocess.check_output(["ip", "netns", "pids", self.namespace]).split()]
 
     def kill(self) -> None:
         for process in self._processes:
@@ -143,13 +157,22 @@ class Internet:
         host.limit(up_mbit, down_mbit)
         return host
 
+    def part(self, *hosts: Host) -> None:
+        """These hosts reach each other and nobody else; without any, the internet is one again."""
+        for host in self._hosts:
+            switch, far = host._far_end
+            if switch == self._core:
+                _run("ip", "-n", switch, "link", "set", far, "master", "island" if host in hosts else "internet")
+
     def home(self, name: str) -> Home:
         return Home(self, self.host(name), next(self._homes))
 
     def __enter__(self) -> Internet:
+        sweep()
         self._namespace(self._core)
-        _run("ip", "-n", self._core, "link", "add", "internet", "type", "bridge")
-        _run("ip", "-n", self._core, "link", "set", "internet", "up")
+        for bridge in ("internet", "island"):
+            _run("ip", "-n", self._core, "link", "add", bridge, "type", "bridge")
+            _run("ip", "-n", self._core, "link", "set", bridge, "up")
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -143,3 +143,14 @@ def test_what_the_other_side_of_a_cut_may_hold_is_left_alone_for_a_while() -> No
     book, _ = book.expire(300.0)
     book, later = book.grant(PEERS[2], 30, 300.0, 1000)
     assert list(later) == [(60, 70), (80, 100)]
+
+
+def test_what_a_lost_answer_leased_comes_back_however_often_the_peer_gets_more() -> None:
+    """A peer that trains fast is given something at every heartbeat; what it never heard of must not stay its own."""
+    book, lost = LeaseBook().grant(PEERS[0], 8, 0.0, 100)
+    claimed = Ranges()
+    for second in range(1, 12):
+        book, _ = book.present(PEERS[0], claimed, Ranges(), float(second), 100, 5, most=100)
+        book, more = book.grant(PEERS[0], 2, float(second), 100)
+        claimed |= more
+    assert book.positions(PEERS[0]) == claimed and not lost - claimed - book.returned

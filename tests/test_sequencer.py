@@ -227,6 +227,16 @@ def test_the_deadline_adapts_to_what_peers_need() -> None:
     assert 1.0 < table.state.deadline_seconds < 5.0
 
 
+def test_no_history_of_late_answers_makes_a_deadline_longer_than_a_round() -> None:
+    """Rounds that nobody answered for hours, then somebody did: the next one is not given hours."""
+    table = Table(target_tokens=50, silence_seconds=1e9, lease_seconds=1e9)
+    for _ in range(8):
+        table.hear(A, tokens=50)
+        table.now += 7200.0
+        table.submit(A)
+    assert table.state.deadline_seconds == table.state.rules.max_seconds
+
+
 def test_paused_rounds_lease_nothing_and_do_not_close() -> None:
     """Until the organiser goes on."""
     table = Table(target_tokens=50)

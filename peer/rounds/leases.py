@@ -21,8 +21,9 @@ REACH = 64  # how many peers' whole leases may lie above the cursor of the last 
 class Lease:
     positions: Ranges
     expires: float  # seconds
-    granted: float  # seconds; when positions were last added
     pinned: Ranges = Ranges()  # contributed to the open round: they stay, whatever becomes of the holder
+    unclaimed: Ranges = Ranges()  # the holder has said nothing of them since `unclaimed_since`
+    unclaimed_since: float = 0.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class LeaseBook:
             self,
             cursor=max(self.cursor, new.stop),
             returned=self.returned - again,
-            held=self._with(peer, granted, granted=now, expires=now + lease_seconds),
+            held=self._with(peer, granted, expires=now + lease_seconds),
         )
         return book, granted
 
@@ -135,8 +136,7 @@ class LeaseBook:
 
         Positions that it claims and nobody else holds become its own again (the sequencer was restarted, or the lease
         had expired unnoticed), as long as it holds no more than `most` and does not reach absurdly far ahead.
-        Positions that it was granted more than `grace_seconds` ago and does not claim come back: the answer that
-        carried them was lost.
+        Positions that it does not claim for more than `grace_seconds` come back: the answer that carried them was lost.
         """
         own = self.positions(peer)
         others = Ranges.of(pair for other, lease in self.held.items() if other != peer for pair in lease.positions)
@@ -145,27 +145,41 @@ class LeaseBook:
         book = self
         if adopted:
             gap = Ranges.of([(self.cursor, adopted.stop)]) - adopted  # skipped over: somebody may still present them
-            granted = self.held[peer].granted if peer in self.held else now
             book = replace(
                 self,
                 cursor=max(self.cursor, adopted.stop),
                 returned=(self.returned | gap) - adopted,
                 withheld=self.withheld - adopted,
-                held=self._with(peer, adopted, granted=granted, expires=now + lease_seconds),
+                held=self._with(peer, adopted, expires=now + lease_seconds),
             )
-        current = book.held.get(peer)
-        if current and now - current.granted > grace_seconds:
-            book = book.release(peer, current.positions - claimed)
-        return book, claimed - own - adopted
+        return book._heard_of(peer, claimed, now, grace_seconds), claimed - own - adopted
 
-    def _with(self, peer: bytes, positions: Ranges, granted: float, expires: float) -> dict[bytes, Lease]:
-        lease = self.held.get(peer, Lease(Ranges(), expires, granted))
-        more = replace(lease, positions=lease.positions | positions, expires=expires, granted=granted)
-        return {**self.held, peer: more}
+    def _heard_of(self, peer: bytes, claimed: Ranges, now: float, grace_seconds: float) -> LeaseBook:
+        """Take back what went unclaimed for too long. Each position has a clock of its own, or nearly: a peer that gets
+        new leases with every heartbeat would else keep for ever what it never heard of."""
+        lease = self.held.get(peer)
+        if lease is None:
+            return self
+        unclaimed, since = lease.unclaimed - claimed, lease.unclaimed_since
+        book = self
+        if unclaimed and now - since > grace_seconds:
+            book, unclaimed = self.release(peer, unclaimed), Ranges()
+        if peer not in book.held:
+            return book
+        if not unclaimed:
+            unclaimed, since = book.positions(peer) - claimed, now
+        current = replace(book.held[peer], unclaimed=unclaimed, unclaimed_since=since)
+        return replace(book, held={**book.held, peer: current})
+
+    def _with(self, peer: bytes, positions: Ranges, expires: float) -> dict[bytes, Lease]:
+        lease = self.held.get(peer, Lease(Ranges(), expires))
+        return {**self.held, peer: replace(lease, positions=lease.positions | positions, expires=expires)}
 
     def _without(self, peer: bytes, positions: Ranges) -> dict[bytes, Lease]:
         held = dict(self.held)
         lease = held.pop(peer, None)
         if lease is not None and (left := lease.positions - positions):
-            held[peer] = replace(lease, positions=left, pinned=lease.pinned - positions)
+            held[peer] = replace(
+                lease, positions=left, pinned=lease.pinned - positions, unclaimed=lease.unclaimed - positions
+            )
         return held

@@ -154,7 +154,8 @@ class Sequencer:
 
     @property
     def deadline_seconds(self) -> float:
-        """How long a closing round waits: median + k * MAD of recent responses, never less than two heartbeats.
+        """How long a closing round waits: median + k * MAD of recent responses, never less than two heartbeats, never
+        more than a round may take at all.
 
         One fixed time-out is wrong both ways: too short for slow links, too long for dead peers.
         """
@@ -163,7 +164,8 @@ class Sequencer:
         median = statistics.median(self.responses)
         mad = statistics.median(abs(value - median) for value in self.responses)
         adaptive = median + self.rules.deadline_mads * max(mad, 0.1 * median)
-        return max(adaptive, 2 * self.rules.heartbeat_seconds)
+        longest = max(self.rules.max_seconds, self.rules.first_deadline_seconds)
+        return min(max(adaptive, 2 * self.rules.heartbeat_seconds), longest)
 
     def in_words(self, now: float) -> str:
         """What the round is waiting for, for people."""

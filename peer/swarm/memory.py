@@ -1,14 +1,15 @@
 """A swarm within one process, for tests and simulations: the same promises as the real one, and faults at a call.
 
 Everything that can go wrong on a network is a method of `MemoryNetwork`: `kill`, `freeze`, `cut`, `heal`, `delay`,
-`corrupt`, `hide`. Sizes, refusals and admission run through the real swarm's own code (peer/swarm/wire.py); what is
-missing is the wire. Delays pass in real time of the event loop.
+`limit`, `corrupt`, `hide`. Sizes, refusals and admission run through the real swarm's own code (peer/swarm/wire.py);
+what is missing is the wire. Delays pass in real time of the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from types import TracebackType
@@ -31,6 +32,7 @@ class MemoryNetwork:
         self._frozen: set[PeerId] = set()
         self._cuts: set[frozenset[PeerId]] = set()
         self._delays: dict[PeerId | None, float] = {}
+        self._rates: dict[PeerId, float] = {}
         self._corruptions: dict[PeerId, Corruption] = {}
         self._hidden: set[PeerId] = set()
         self._open: set[frozenset[PeerId]] = set()  # pairs of which one dialled the other
@@ -52,7 +54,7 @@ class MemoryNetwork:
         self._break_lines()
 
     def freeze(self, peer: PeerId) -> None:
-        """As SIGSTOP: connections stay, nothing is answered."""
+        """As SIGSTOP: connections stay, nothing is asked or answered."""
         self._frozen.add(peer)
 
     def cut(self, a: PeerId, b: PeerId) -> None:
@@ -60,14 +62,22 @@ class MemoryNetwork:
         self._cuts.add(frozenset((a, b)))
         self._break_lines()
 
-    def heal(self) -> None:
-        """Ends cuts, freezes, delays and corruption."""
-        for fault in (self._frozen, self._cuts, self._delays, self._corruptions):
-            fault.clear()
+    def heal(self, *peers: PeerId) -> None:
+        """Ends cuts, freezes, delays, limits and corruption: of these peers only, if any are named."""
+        chosen: set[PeerId | None] = {*(peers or (*self._frozen, *self._delays, *self._rates, *self._corruptions))}
+        self._frozen = {peer for peer in self._frozen if peer not in chosen}
+        self._cuts = {pair for pair in self._cuts if peers and not pair & chosen}
+        self._delays = {peer: seconds for peer, seconds in self._delays.items() if peer not in chosen}
+        self._rates = {peer: rate for peer, rate in self._rates.items() if peer not in chosen}
+        self._corruptions = {peer: change for peer, change in self._corruptions.items() if peer not in chosen}
 
     def delay(self, seconds: float, peer: PeerId | None = None) -> None:
         """Every reply and piece of `peer`, or of everybody, arrives so much later."""
         self._delays[peer] = seconds
+
+    def limit(self, bytes_per_second: float, peer: PeerId) -> None:
+        """Every reply and piece that `peer` sends takes its time on a link of this rate."""
+        self._rates[peer] = bytes_per_second
 
     def hide(self, peer: PeerId) -> None:
         """As behind NAT: nobody can dial it; whom it dials itself can talk to it."""
@@ -98,13 +108,16 @@ class MemoryNetwork:
 
     async def carry(self, sender: PeerId, piece: bytes) -> bytes:
         """What becomes of one reply or piece on its way."""
-        while sender in self._frozen:
-            await asyncio.sleep(0.005)
-        seconds = self._delays.get(sender, self._delays.get(None, 0.0))
+        await self.thawed(sender)
+        seconds = self._delays.get(sender, self._delays.get(None, 0.0)) + len(piece) / self._rates.get(sender, math.inf)
         if seconds:
             await asyncio.sleep(seconds)
         corruption = self._corruptions.get(sender)
         return corruption(piece) if corruption and piece else piece
+
+    async def thawed(self, peer: PeerId) -> None:
+        while peer in self._frozen:
+            await asyncio.sleep(0.005)
 
     @contextlib.contextmanager
     def line(self, caller: PeerId, peer: PeerId) -> Iterator[_Line]:
@@ -197,6 +210,7 @@ class MemorySwarm:
     async def _pieces(self, peer: PeerId, method: str, request: bytes) -> AsyncGenerator[bytes, None]:
         if not self.alive:
             raise UnreachableError("the swarm is closed")
+        await self._network.thawed(self.peer_id)
         answer = self._network.find(self.peer_id, peer).services.answer(method, self.peer_id, request)
         async with contextlib.aclosing(answer):
             with self._network.line(self.peer_id, peer) as line:
