@@ -64,7 +64,8 @@ class MemoryNetwork:
 
     def heal(self, *peers: PeerId) -> None:
         """Ends cuts, freezes, delays, limits and corruption: of these peers only, if any are named."""
-        chosen: set[PeerId | None] = {*(peers or (*self._frozen, *self._delays, *self._rates, *self._corruptions))}
+        troubled: list[PeerId | None] = [*self._frozen, *self._delays, *self._rates, *self._corruptions]
+        chosen = set(peers or troubled)
         self._frozen = {peer for peer in self._frozen if peer not in chosen}
         self._cuts = {pair for pair in self._cuts if peers and not pair & chosen}
         self._delays = {peer: seconds for peer, seconds in self._delays.items() if peer not in chosen}
