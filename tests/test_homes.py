@@ -20,7 +20,7 @@ from tests import netns
 from tests.commands import records, tiny_config, until
 
 WHY_NOT = netns.missing()
-pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "")
+pytestmark = [pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or ""), pytest.mark.timeout(420)]
 
 ROUNDS = 4
 
