@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from peer.identity import PeerId
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from coordinator.ledger import Row, TeamRow
     from coordinator.serve import Coordinator
     from peer.log.chain import Log
+
+FILE_WIDTH = 160  # columns of a table that does not go to a terminal
 
 
 def swarm_view(coordinator: Coordinator) -> SwarmView:
@@ -89,18 +92,27 @@ def summary_of(coordinator: Coordinator, result: DemoResult) -> Summary:
 
 
 def print_ledger(log: Log, rows: list[Row] | list[TeamRow]) -> None:
-    """A table on stdout."""
+    """A table on stdout, without the columns that say nothing of anybody."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"{log.spec.run.name}: {log.accounts.tokens:,} tokens in {log.head.round} rounds")
-    for row in rows:
-        cells = {key.replace("_", " "): value for key, value in vars(row).items()}
-        if not table.columns:
-            for key, value in cells.items():
-                table.add_column(key, justify="right" if isinstance(value, int) else "left")
-        table.add_row(*(f"{value:,}" if isinstance(value, int) else clean(value, 200) for value in cells.values()))
-    Console().print(table)
+    cells = [vars(row) for row in rows]
+    kept = [key for key in (cells[0] if cells else {}) if any(row[key] for row in cells)]
+    for key in kept:
+        figures = isinstance(cells[0][key], int)
+        table.add_column(key.replace("_", " "), justify="right" if figures else "left", overflow="fold")
+    for row in cells:
+        shown = ((key, row[key]) for key in kept)
+        table.add_row(
+            *(f"{value:,}" if isinstance(value, int) else clean(_short(key, value), 200) for key, value in shown)
+        )
+    Console(width=None if sys.stdout.isatty() else FILE_WIDTH).print(table)
+
+
+def _short(key: str, value: str) -> str:
+    """On the screen the end of a peer id tells peers apart; --json and --csv have them whole."""
+    return PeerId.parse(value).short if key == "peer_id" else value
 
 
 def print_invites(invites: list[dict[str, Any]]) -> None:

@@ -77,7 +77,7 @@ def test_ledger_is_the_fold_of_the_log(finished: tuple[Path, dict[str, object]])
     ledger = coordinator("ledger", "--dir", folder, "--json", "--csv")
     assert ledger.json["tokens"] == result["tokens"]
     assert {row["name"] for row in ledger.json["peers"]} == {"peer-1", "peer-2", "peer-3"}
-    assert ledger.out.startswith("peer_id,name,team,credit_tokens")
+    assert ledger.out.startswith("peer_id,name,team,credit_tokens,")
     assert "credit" in coordinator("ledger", "--dir", folder).out
 
 
