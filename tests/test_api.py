@@ -175,9 +175,7 @@ async def test_a_port_in_use_names_the_option(run: Swarm) -> None:
 
 
 @module_loop
-@pytest.mark.parametrize(
-    "given", ["", "Bearer ", "Bearer wrong", f"Basic {TOKEN}", TOKEN, f"Bearer {TOKEN}x"]
-)
+@pytest.mark.parametrize("given", ["", "Bearer ", "Bearer wrong", f"Basic {TOKEN}", TOKEN, f"Bearer {TOKEN}x"])
 async def test_the_organisers_part_is_for_whoever_has_the_token(channel: grpc.aio.Channel, given: str) -> None:
     """Every Admin method answers UNAUTHENTICATED to any other authorization, before it reads the request."""
     service = coordinator_pb2.DESCRIPTOR.services_by_name["Admin"]
