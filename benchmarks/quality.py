@@ -145,7 +145,7 @@ def swarm(setting: Setting, rows: Rows, held_out: Rows, vocab_size: int) -> Curv
             tokens = 0
             for step in range(INNER_STEPS):
                 tokens += trainer.step(rows[round_, step, peer], tokens_before + tokens).tokens
-            feedback[peer].add(start - trainer.parameters.read())
+            feedback[peer].add(start, trainer.parameters.read())
             payload = open_payload(feedback[peer].encode(setting.codec), theta.numel())
             bits.append(payload.bits_per_parameter)
             contributions.append((payload, tokens, norm_of(payload)))

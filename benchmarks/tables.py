@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-MARKERS = ("<!-- measured: begin -->\n", "<!-- measured: end -->\n")
 
-
-def write_between_markers(path: Path, text: str) -> None:
-    """Replace what stands between the two markers of a Markdown file."""
-    before, rest = path.read_text(encoding="utf-8").split(MARKERS[0])
-    after = rest.split(MARKERS[1])[1]
-    path.write_text(before + MARKERS[0] + text + MARKERS[1] + after, encoding="utf-8")
+def write_between_markers(path: Path, text: str, name: str = "measured") -> None:
+    """Replace what stands between the lines `<!-- NAME: begin -->` and `<!-- NAME: end -->` of a Markdown file."""
+    begin, end = (f"<!-- {name}: {which} -->\n" for which in ("begin", "end"))
+    before, rest = path.read_text(encoding="utf-8").split(begin)
+    after = rest.split(end)[1]
+    path.write_text(before + begin + text + end + after, encoding="utf-8")
 
 
 def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

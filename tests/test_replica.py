@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 
 from peer.errors import PayloadError, VerificationError
 from peer.exchange.blobs import BlobStore
-from peer.identity import Identity
+from peer.identity import Identity, PeerId
 from peer.log import replica as replica_module
 from peer.log import snapshots as snapshots_module
 from peer.log import state as state_module
@@ -50,6 +50,33 @@ async def test_a_replay_gives_the_leaders_bits(tmp_path: Path) -> None:
     async with followed(tmp_path, 3) as (run, replica):
         await replica.catch_up()
         assert replica.state.round == 3 and replica.digest == run.leader.replica.digest == replica.state.digest()
+
+
+async def test_contributions_are_asked_of_the_coordinator_first_and_of_their_maker_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A home sends what it made once; chunks of a state, which many hold, are drawn among all holders."""
+    async with small_run(tmp_path) as run:
+        holders = [run.leader.identity, *(Identity.new() for _ in range(5))]
+        own = Identity.new()
+        replica = replica_of(run.log, tmp_path / "own", run.network.node(own), *holders)
+        asked: list[list[PeerId]] = []
+
+        async def fetch(blob: bytes, size: int, sources: Sequence[PeerId], *, deadline_seconds: float) -> None:
+            asked.append(list(sources))
+
+        monkeypatch.setattr(replica.exchange, "fetch", fetch)
+        coordinator, maker = run.leader.identity.peer_id, holders[3].peer_id
+        for number in range(20):
+            await replica.fetch_blob(bytes([number] * 32), 1, maker)
+        for sources in asked:
+            assert sources[0] == coordinator and sources[-1] == maker
+            assert set(sources) == {holder.peer_id for holder in holders} and len(sources) == len(holders)
+        asked.clear()
+        for number in range(20):
+            await replica.fetch_blob(bytes([number] * 32), 1)
+        assert len({sources[0] for sources in asked}) > 1
+        replica.close()
 
 
 async def test_a_damaged_payload_is_fetched_again(tmp_path: Path) -> None:
