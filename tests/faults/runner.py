@@ -13,7 +13,6 @@ from peer.identity import Identity
 from peer.log.chain import Log
 from peer.rounds.ranges import Ranges
 from protos import log_pb2
-from protos.signing import open_signed
 from tests.faults.schedule import COORDINATOR, At, Fault, Reaches, Schedule
 from tests.faults.world import Left, World, rot
 
@@ -75,6 +74,7 @@ class Performance:
         self._acting: list[tuple[float, Fault]] = []  # with the time when it is over
         self._calm_since = 0  # round
         self._look_at = self._drain_until = 0.0  # seconds
+        self._merged, self._merged_until, self._cursor = Ranges(), -1, 0
 
     async def run(self) -> Happened:
         await self._begin()
@@ -135,8 +135,23 @@ class Performance:
             return False
         self._look_at = now + 1.0
         self._drain_until = self._drain_until or now + DRAIN_SECONDS
-        log = Log.load(max(self.happened.watches.values(), key=lambda watch: watch.head).folder / "log")
-        return now > self._drain_until or not outstanding(log, self.happened)
+        return now > self._drain_until or not self._outstanding()
+
+    def _outstanding(self) -> Ranges:
+        """As `outstanding`, without the cost of checking signatures in the middle of a run."""
+        watch = max(self.happened.watches.values(), key=lambda watch: watch.head)
+        given_out = newest_at(self.happened, self.happened.events[-1][0])
+        for round_ in range(self._merged_until + 1, watch.head + 1):
+            record = _open(watch._record(round_))
+            self._merged |= Ranges.of(
+                (it.start, it.stop)
+                for item in record.accepted
+                for it in log_pb2.Contribution.FromString(item.contribution.body).consumed
+            )
+            if round_ <= given_out:
+                self._cursor = max(self._cursor, record.data_cursor)
+        self._merged_until = watch.head
+        return Ranges.of([(0, self._cursor)]) - self._merged
 
     async def _tick(self) -> None:
         await asyncio.sleep(LOOK_SECONDS)
@@ -222,10 +237,15 @@ class Performance:
 
 def outstanding(log: Log, happened: Happened) -> Ranges:
     """Positions that were given out before the last fault and are not merged."""
-    last = happened.events[-1][0] if happened.events else 0.0
-    seen = [round_ for watch in happened.watches.values() for when, round_ in watch.seen if when <= last]
-    cursor = max(entry.record.data_cursor for entry in log.entries[: max(seen, default=0) + 1])
+    given_out = newest_at(happened, happened.events[-1][0] if happened.events else 0.0)
+    cursor = max(entry.record.data_cursor for entry in log.entries[: given_out + 1])
     return Ranges.of([(0, cursor)]) - log.accounts.accepted
+
+
+def newest_at(happened: Happened, moment: float) -> int:
+    """The newest round that anybody knew of."""
+    seen = [round_ for watch in happened.watches.values() for when, round_ in watch.seen if when <= moment]
+    return max(seen, default=0)
 
 
 def _order(fault: Fault) -> tuple[float, int]:
@@ -234,8 +254,12 @@ def _order(fault: Fault) -> tuple[float, int]:
 
 def _signers(record: Path) -> set[bytes]:
     """Whose contributions were merged in this record."""
-    signed = log_pb2.Signed.FromString(record.read_bytes())
-    return {item.contribution.signer for item in open_signed(signed, log_pb2.Record).accepted}
+    return {item.contribution.signer for item in _open(record).accepted}
+
+
+def _open(record: Path) -> log_pb2.Record:
+    """Unchecked: what is judged is judged from the whole log, at the end."""
+    return log_pb2.Record.FromString(log_pb2.Signed.FromString(record.read_bytes()).body)
 
 
 def gaps(watch: Watch) -> Iterator[tuple[float, float, int]]:
