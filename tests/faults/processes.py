@@ -110,9 +110,16 @@ class ProcessWorld:
     """See `tests.faults.world.World`. `small_disks`: nodes with a small file system of their own, for "fill"."""
 
     def __init__(
-        self, nursery: Nursery, net: Internet, folder: Path, spec: RunSpec, small_disks: Iterable[str] = ()
+        self,
+        nursery: Nursery,
+        net: Internet,
+        folder: Path,
+        spec: RunSpec,
+        small_disks: Iterable[str] = (),
+        join_options: Iterable[str] = (),
     ) -> None:
         self.folder = folder
+        self._join_options = [*join_options]
         self._nursery = nursery
         self._net = net
         self._hosts: dict[str, Host] = {}
@@ -138,7 +145,7 @@ class ProcessWorld:
             arguments += ["--host", host.address, "--grpc-port", 7070, "--swarm-port", 7072]
         else:
             arguments = ["peer.cli", "join", self.folder / COORDINATOR / "ticket.txt", "--dir", folder, "--name", name]
-            arguments += ["--device", "cpu", "--always", "--json"]
+            arguments += ["--device", "cpu", "--always", "--json", *self._join_options]
         clock = {"LD_PRELOAD": _faketime(), "FAKETIME": f"{skew_seconds:+g}s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
         control = self._control / f"{name}.json"
         self._pids[name] = self._nursery.start(
@@ -251,12 +258,16 @@ class ProcessWorld:
 
 @contextlib.asynccontextmanager
 async def process_world(
-    nursery: Nursery, folder: Path, spec: RunSpec, small_disks: Iterable[str] = ()
+    nursery: Nursery,
+    folder: Path,
+    spec: RunSpec,
+    small_disks: Iterable[str] = (),
+    join_options: Iterable[str] = (),
 ) -> AsyncIterator[ProcessWorld]:
     """A coordinator is up; peers come with `start`. At the end nothing of it is left but the folders."""
     folder.mkdir(parents=True, exist_ok=True)
     with Internet() as net:
-        world = ProcessWorld(nursery, net, folder, spec, small_disks)
+        world = ProcessWorld(nursery, net, folder, spec, small_disks, join_options)
         try:
             await world.start(COORDINATOR)
             yield world
