@@ -8,6 +8,7 @@
     python -m tests.faults coordinator-away            SIGKILL of the coordinator for three minutes
     python -m tests.faults partition                   2|2 for one minute
     python -m tests.faults slow-links                  all peers but one on 10 Mbit/s, contributions of 2 MB
+    python -m tests.faults orders --examples 1000      the sequencer and the log through random orders of events
     python -m tests.faults run SCHEDULE.toml           a schedule of your own (tests/faults/schedule.py)
 
 Real processes in network namespaces (root), or with --memory the in-memory swarm. --write docs puts the figures into
@@ -36,6 +37,19 @@ from tests.faults.schedule import Schedule, load
 from tests.faults.world import World, fault_spec
 from tests.netns import missing
 
+COMMANDS = [
+    "soak",
+    "churn",
+    "phases",
+    "bad-day",
+    "clocks",
+    "coordinator-away",
+    "partition",
+    "slow-links",
+    "orders",
+    "run",
+]
+STEPS = 50
 PICTURED = ("soak", "churn")
 LIGHT = ("--duty-percent", "15")  # eight peers that leave each other room on two cores
 
@@ -43,6 +57,9 @@ LIGHT = ("--duty-percent", "15")  # eight peers that leave each other room on tw
 def main() -> None:
     options = _arguments().parse_args()
     console = Console(stderr=True)
+    if options.command == "orders":
+        _play(options.examples, console)
+        return
     schedule = _schedule(options)
     folder = Path(options.dir or tempfile.mkdtemp(prefix="faults-"))
     if not options.memory and (why := missing()):
@@ -57,6 +74,21 @@ def main() -> None:
         if options.command in PICTURED:
             report.plot(options.write / f"faults-{options.command}.svg", happened)
     sys.exit(bool(found.wrong))
+
+
+def _play(examples: int, console: Console) -> None:
+    """The state machine of test_orders.py, for as long as one likes."""
+    from hypothesis import HealthCheck, settings
+    from hypothesis.stateful import run_state_machine_as_test
+
+    from tests.faults.test_orders import AnyOrder
+
+    long = settings(
+        max_examples=examples, stateful_step_count=STEPS, deadline=None, suppress_health_check=list(HealthCheck)
+    )
+    with console.status(f"{examples} games of up to {STEPS} events"):
+        run_state_machine_as_test(AnyOrder, settings=long)
+    console.print(f"{examples} games of up to {STEPS} events: nothing is wrong")
 
 
 async def _perform(
@@ -137,10 +169,10 @@ def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tests.faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = ("soak", "churn", "phases", "bad-day", "clocks", "coordinator-away", "partition", "slow-links", "run")
-    parser.add_argument("command", choices=commands)
+    parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("schedule", type=Path, nargs="?", help="of `run`")
     parser.add_argument("--kills", type=int, default=100, help="of `soak`")
+    parser.add_argument("--examples", type=int, default=1000, help="of `orders`")
     parser.add_argument("--seed", type=int, default=0, help="of `soak`")
     parser.add_argument("--seconds", type=float, default=0.0, help="how long the fault lasts, where that is a choice")
     parser.add_argument("--memory", action="store_true", help="the in-memory swarm instead of real processes")

@@ -6,8 +6,9 @@ every record that the sequencer publishes is signed and appended to a real log, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -36,6 +37,8 @@ from peer.rounds.sequencer import (
 from protos import log_pb2
 from protos.signing import sign
 from tests.small_run import contribution, start_log
+
+pytestmark = pytest.mark.timeout(400)
 
 COORDINATOR = Identity.new()
 PEERS = [Identity.new() for _ in range(4)]
@@ -324,7 +327,7 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 TestAnyOrder = AnyOrder.TestCase
-TestAnyOrder.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestAnyOrder.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
 
 
 def test_a_game_with_fair_play_publishes_rounds_at_the_token_target() -> None:
@@ -335,8 +338,3 @@ def test_a_game_with_fair_play_publishes_rounds_at_the_token_target() -> None:
     assert game.published >= 5
     merged = [len(entry.contributions) for entry in game.log.entries[1:]]
     assert max(merged) > 1 and len(game.log.accounts.accepted) == game.accepted_sequences
-
-
-def test_rules_of_the_game_are_those_of_the_run() -> None:
-    """What the machine believes about a lease's length is in the run spec."""
-    assert replace(Game().rules) == Rules.of(Game().log.spec)
