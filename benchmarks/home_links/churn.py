@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.home_links.cell import SERVER_MBIT, Case, Hosts, Start, end, read_notes, updates_in
 from benchmarks.home_links.device import SAMPLES_PER_STEP, STEP_SECONDS
@@ -30,7 +32,7 @@ class Churn:
     last: float
     gone_share: float
     last_share: float
-    newcomer_rounds: int  # rounds from the newcomer's first step to its first merged contribution, with that one's
+    newcomer_rounds: int  # which of the rounds that closed after its first step has the newcomer's first work
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -72,11 +74,20 @@ def churned(case: Case, start: Start, folder: Path, progress: Callable[[str], No
 
     before, gone, last = rate(began, killed), rate(killed, came), rate(ended - LAST_SECONDS, ended)
     alive = before * (len(case.links) - 1) / len(case.links)
-    first_step = next((note["at"] for note in everybody[-1] if note["kind"] == "step"), ended)
-    updates = [note for note in everybody[-1] if note["kind"] == "update" and note["at"] > first_step]
-    merged = next((index for index, note in enumerate(updates, 1) if note["merged"] > 0), -1)
+    merged = first_merged(everybody[-1])
     assert before <= full * len(case.links) * 1.01, "faster than the device allows"
     return Churn(case, before, gone, last, gone / alive, last / before, merged)
+
+
+def first_merged(notes: list[dict[str, Any]]) -> int:
+    """Which of the rounds that were called to their close after the first step has the first own work; -1: none."""
+    stepped = next((note["at"] for note in notes if note["kind"] == "step"), math.inf)
+    closed = sorted({note["round"] for note in notes if note["kind"] == "closing" and note["at"] > stepped})
+    for note in notes:
+        if note["kind"] == "update" and note["merged"] > 0:
+            round_ = note["round"] - note["merged"] + 1
+            return sum(each <= round_ for each in closed)
+    return -1
 
 
 def _wait(until: float, text: str, progress: Callable[[str], None]) -> None:

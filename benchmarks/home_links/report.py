@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.home_links.device import STEP_SECONDS
 from benchmarks.tables import table, write_between_markers
 
+PAYLOAD_BITS = {"ours": 2.125, "ours, sparse/64": 0.155}  # per parameter (docs/codecs.md)
 HEADING = (
     "parameters, peers, Mbit/s",
     "steps between synchronisations",
@@ -79,8 +80,9 @@ def line(runs: list[dict[str, Any]]) -> tuple[str, ...]:
 
 def needed_seconds(case: dict[str, Any], sent_megabytes: float) -> float:
     """What the slowest link needs for the bytes of one update: what it sends, or in our case what it is sent."""
-    receives = len(case["links"]) - 1 if case["method"].startswith("ours") else 1
-    return float(receives * sent_megabytes * 8 / min(case["links"]))
+    bits = PAYLOAD_BITS.get(case["method"])
+    megabytes = sent_megabytes if bits is None else (len(case["links"]) - 1) * case["million"] * bits / 8
+    return float(megabytes * 8 / min(case["links"]))
 
 
 def churn(row: dict[str, Any]) -> str:
@@ -89,8 +91,8 @@ def churn(row: dict[str, Any]) -> str:
     return (
         f"Churn, {case['method']}, {len(case['links'])} peers, a synchronisation every {case['steps']} steps:"
         f" {row['before']:.0f} samples/s before, {gone} while one of them is gone, {last} in the last 20 s; in brackets"
-        " the share of what those alive did before. The newcomer's work is merged in the"
-        f" {row['newcomer_rounds']}. round after its first step."
+        " the share of what those alive did before. The newcomer's first work is in round"
+        f" {row['newcomer_rounds']} of those that closed after its first step."
     )
 
 
