@@ -65,13 +65,13 @@ class RunClient:
     async def run(self) -> coordinator_pb2.GetRunReply:
         """What the run is."""
         request = coordinator_pb2.GetRunRequest(run_id=self.ticket.run_id)
-        reply: coordinator_pb2.GetRunReply = await self._ask("GetRun", request)
+        reply: coordinator_pb2.GetRunReply = await self.call("GetRun", request)
         return reply
 
     async def status(self) -> coordinator_pb2.StatusReply:
         """Where it stands."""
         request = coordinator_pb2.GetStatusRequest(run_id=self.ticket.run_id)
-        reply: coordinator_pb2.StatusReply = await self._ask("GetStatus", request)
+        reply: coordinator_pb2.StatusReply = await self.call("GetStatus", request)
         return reply
 
     async def watch(self) -> AsyncIterator[coordinator_pb2.StatusReply]:
@@ -83,20 +83,20 @@ class RunClient:
     async def peer(self, peer: PeerId) -> coordinator_pb2.GetPeerReply:
         """A peer's account, and what stands between it and credit."""
         request = coordinator_pb2.GetPeerRequest(run_id=self.ticket.run_id, peer_id=str(peer))
-        reply: coordinator_pb2.GetPeerReply = await self._ask("GetPeer", request)
+        reply: coordinator_pb2.GetPeerReply = await self.call("GetPeer", request)
         return reply
 
     async def receipt(self, peer: PeerId, round_: int = 0) -> log_pb2.Receipt:
         """Of the peer's contribution to that round, or of its newest; see `peer.log.receipts`."""
         request = coordinator_pb2.GetReceiptRequest(run_id=self.ticket.run_id, peer_id=str(peer), round=round_)
-        reply: coordinator_pb2.GetReceiptReply = await self._ask("GetReceipt", request)
+        reply: coordinator_pb2.GetReceiptReply = await self.call("GetReceipt", request)
         return reply.receipt
 
     async def redeem(self, identity: Identity, token: str) -> log_pb2.Signed:
         """An Admission of the identity's key in exchange for an invitation."""
         redemption = coordinator_pb2.Redemption(run_id=self.ticket.run_id, token=token)
         request = coordinator_pb2.RedeemInviteRequest(redemption=sign(redemption, identity.private_key))
-        reply: coordinator_pb2.RedeemInviteReply = await self._ask("RedeemInvite", request)
+        reply: coordinator_pb2.RedeemInviteReply = await self.call("RedeemInvite", request)
         return reply.admission
 
     # --- lists ------------------------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ class RunClient:
         """The log from `first_round` on, up to the head; to be checked by `peer.log.chain`."""
         while True:
             request = coordinator_pb2.ListRecordsRequest(run_id=self.ticket.run_id, first_round=first_round)
-            reply: coordinator_pb2.ListRecordsReply = await self._ask("ListRecords", request)
+            reply: coordinator_pb2.ListRecordsReply = await self.call("ListRecords", request)
             for record in reply.records:
                 yield record
             if not reply.records:
@@ -151,7 +151,7 @@ class RunClient:
         again. Whether they are what the run made is for the checkpoint's own manifest to say.
         """
         request = coordinator_pb2.GetCheckpointRequest(run_id=self.ticket.run_id, round=round_)
-        found: coordinator_pb2.GetCheckpointReply = await self._ask("GetCheckpoint", request)
+        found: coordinator_pb2.GetCheckpointReply = await self.call("GetCheckpoint", request)
         target = folder / f"round-{found.checkpoint.round:06d}"
         for file in found.files:
             path = (target / file.name).resolve()
@@ -178,20 +178,22 @@ class RunClient:
 
     async def admin(self, method: str, request: Any) -> Any:
         """Call a method of the Admin service."""
-        return await self._ask(method, request, coordinator_pb2_grpc.AdminStub)
+        return await self.call(method, request, coordinator_pb2_grpc.AdminStub)
 
     # --- calls ------------------------------------------------------------------------------------------------------
 
-    async def _ask(self, method: str, request: Any, stub: Any = coordinator_pb2_grpc.CoordinatorStub) -> Any:
-        async def call(channel: grpc.aio.Channel) -> Any:
+    async def call(self, method: str, request: Any, stub: Any = coordinator_pb2_grpc.CoordinatorStub) -> Any:
+        """Any method of the API that is answered once, as the proto has it."""
+
+        async def ask(channel: grpc.aio.Channel) -> Any:
             return await getattr(stub(channel), method)(request, timeout=self.call_seconds, metadata=self._metadata)
 
-        return await self._somewhere(call)
+        return await self._somewhere(ask)
 
     async def _pages(self, method: str, request: Any) -> AsyncIterator[Any]:
         request.page_size = PAGE_ROWS
         while True:
-            page = await self._ask(method, request)
+            page = await self.call(method, request)
             yield page
             if not page.next_page_token:
                 return
@@ -199,7 +201,7 @@ class RunClient:
 
     async def _stream(self, method: str, request: Any) -> AsyncIterator[Any]:
         """Without a deadline: keepalive notices a dead line."""
-        await self._ask("GetStatus", coordinator_pb2.GetStatusRequest(run_id=self.ticket.run_id))  # finds who answers
+        await self.call("GetStatus", coordinator_pb2.GetStatusRequest(run_id=self.ticket.run_id))  # finds who answers
         assert self._channel is not None
         try:
             async for reply in getattr(coordinator_pb2_grpc.CoordinatorStub(self._channel), method)(request):

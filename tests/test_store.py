@@ -60,6 +60,11 @@ async def test_the_ledger_is_the_fold_of_the_log(store: Store) -> None:
     ada = await store.read(queries.account, str(ADA.peer_id))
     assert ada is not None and (ada.contributions, ada.refused, ada.first_round, ada.last_round) == (1, 1, 1, 1)
     assert [(it.round, it.loss) for it in await store.read(queries.rounds_page)] == [(2, 3.0), (1, 4.0), (0, None)]
+    page = await store.read(queries.ledger_page)
+    assert {it.peer_id: page.last_refusals.get(it.number) for it in page.accounts} == {
+        str(ADA.peer_id): "round 2: it is odd",
+        str(GRACE.peer_id): None,
+    }
     (refusal,) = await store.read(queries.refusals_of, str(ADA.peer_id))
     assert refusal.reason == "it is odd"
 

@@ -79,6 +79,8 @@ def _answering(method: Any) -> Any:
             await _abort(context, error)
         except TimeoutError:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "this took too long; try again later")
+        except Exception as error:
+            await _abort_ours(context, error)
 
     return call
 
@@ -90,8 +92,17 @@ def _streaming(method: Any) -> Any:
                 yield reply
         except CommonweightsError as error:
             await _abort(context, error)
+        except Exception as error:
+            await _abort_ours(context, error)
 
     return call
+
+
+async def _abort_ours(context: Any, error: Exception) -> None:
+    if isinstance(error, grpc.aio.AbortError):  # said already
+        raise error
+    logger.error("a call failed", exc_info=error)
+    await context.abort(grpc.StatusCode.INTERNAL, "a fault of the coordinator; its log says more")
 
 
 async def _abort(context: Any, error: CommonweightsError) -> None:

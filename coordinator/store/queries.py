@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sqlalchemy import BigInteger, Connection, Row, Select, and_, cast, func, or_, select
+from sqlalchemy import BigInteger, Connection, Double, Row, Select, and_, cast, func, literal, or_, select
 
 from coordinator.store.schema import (
     accounts,
@@ -230,15 +230,21 @@ def ledger_of(connection: Connection, peer_id: str) -> LedgerPage:
 
 def _ledger(connection: Connection, found: list[Account]) -> LedgerPage:
     numbers = [item.number for item in found]
-    refused = [item.number for item in found if item.refused]
-    newest = select(func.max(refusals.c.round)).where(refusals.c.peer == peers.c.number).scalar_subquery()
-    words = (
-        select(refusals.c.peer, refusals.c.round, refusals.c.reason)
-        .join_from(refusals, peers)
-        .where(peers.c.number.in_(refused), refusals.c.round == newest)
-        .order_by(refusals.c.position)
-    )
-    last = {row.peer: f"round {row.round}: {row.reason}" for row in connection.execute(words)} if refused else {}
+    last = {}
+    if refused := [item.number for item in found if item.refused]:
+        newest = (
+            select(refusals.c.peer, func.max(refusals.c.round).label("round"))
+            .where(refusals.c.peer.in_(refused))
+            .group_by(refusals.c.peer)
+            .subquery()
+        )
+        words = select(refusals.c.peer, refusals.c.round, refusals.c.reason).join_from(
+            refusals, newest, and_(refusals.c.peer == newest.c.peer, refusals.c.round == newest.c.round)
+        )
+        last = {
+            row.peer: f"round {row.round}: {row.reason}"
+            for row in connection.execute(words.order_by(refusals.c.position))
+        }
     return LedgerPage(found, pending_tokens(connection, numbers), last, total_credit(connection))
 
 
@@ -326,13 +332,14 @@ def samples_since(connection: Connection, since: float, points: int = 500) -> li
         select(func.min(samples.c.time_seconds)).where(samples.c.time_seconds >= since)
     ).scalar_one()
     width = max((newest - oldest) / points, 1e-3)
-    stretch = func.floor((samples.c.time_seconds - oldest) / width)
-    chosen = select(func.max(samples.c.time_seconds)).where(samples.c.time_seconds >= since).group_by(stretch)
-    return list(
-        connection.execute(
-            select(*samples.c).where(samples.c.time_seconds.in_(chosen)).order_by(samples.c.time_seconds)
-        )
-    )
+    # One look into the index for each stretch: grouping all rows takes the longer the longer the run.
+    step = select(literal(0).label("n")).cte("step", recursive=True)
+    step = step.union_all(select(step.c.n + 1).where(step.c.n < points))
+    start = oldest + cast(step.c.n, Double) * width
+    within = and_(samples.c.time_seconds >= start, samples.c.time_seconds < start + width)
+    chosen = select(select(func.max(samples.c.time_seconds)).where(within).correlate(step).scalar_subquery())
+    found = select(*samples.c).where(samples.c.time_seconds.in_(chosen.select_from(step)))
+    return list(connection.execute(found.order_by(samples.c.time_seconds)))
 
 
 def waterfall(connection: Connection, newest_rounds: int = 5) -> list[PhaseSpan]:
