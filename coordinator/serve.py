@@ -32,7 +32,7 @@ from coordinator.web.publisher import published
 from coordinator.web.timeline import INCIDENTS_KEPT, Incident, Sample, Timeline, samples_of
 from peer.background import cancel
 from peer.data.manifest import Manifest
-from peer.errors import CommonweightsError, UsageError
+from peer.errors import CommonweightsError, UnreachableError, UsageError
 from peer.exchange.blobs import BlobStore
 from peer.exchange.exchange import Exchange
 from peer.exchange.measure import Measuring
@@ -306,7 +306,8 @@ async def _leading(
     try:
         if not await replica.restore():
             raise CommonweightsError(f"{folder}/snapshots holds no usable state; restore the folder from a backup")
-        await replica.catch_up()
+        with contextlib.suppress(UnreachableError):  # payloads that only peers have, of rounds that one of them led
+            await replica.catch_up()
         names = Names(folder / "names.json")
         leader = Leader(replica, swarm, identity, paused=options.paused)
         coordinator = Coordinator(folder, store, replica, link, leader, names)
