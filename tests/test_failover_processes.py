@@ -12,7 +12,7 @@ from peer.log.chain import Log
 from protos import log_pb2
 from tests.commands import Command, coordinator, free_port, records, run, running, tiny_config, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def last_signer(folder: Path) -> bytes:
@@ -38,8 +38,10 @@ class Run:
             name: stack.enter_context(running("join", ticket, "--dir", folder / name, "--name", name, "--json"))
             for name in ("one", "two", "three")
         }
-        until(lambda: records(folder / "run") >= 2 and self.contributors() == 3, "everybody contributes")
-        until(lambda: all((folder / name / "contacts.json").exists() for name in self.peers), "they know each other")
+        until(lambda: records(folder / "run") >= 2 and self.contributors() == 3, "everybody contributes", 240)
+        until(
+            lambda: all((folder / name / "contacts.json").exists() for name in self.peers), "they know each other", 120
+        )
 
     def start(self, *more: object) -> Command:
         return self.stack.enter_context(running(*self.serve, *more, program="coordinator.cli"))
