@@ -43,8 +43,11 @@ class Judgement:
     wrong: list[str] = field(default_factory=list)
 
 
-def judge(folder: Path, schedule: Schedule, happened: Happened) -> Judgement:
-    """Everything but what only the world can see (leaked processes)."""
+def judge(folder: Path, schedule: Schedule, happened: Happened, breath_seconds: float = BREATH_SECONDS) -> Judgement:
+    """Everything but what only the world can see (leaked processes).
+
+    `breath_seconds`: by how much records may be late for reasons of the machine.
+    """
     found = Judgement(seconds=happened.seconds)
     _endings(schedule, happened, found)
     names = [name for name in happened.watches if any((folder / name / "log").glob("*.record"))]
@@ -55,7 +58,7 @@ def judge(folder: Path, schedule: Schedule, happened: Happened) -> Judgement:
     ]
     _states(folder, log, happened, found)
     _positions(log, happened, found)
-    _times(log, schedule, happened, found)
+    _times(log, schedule, happened, found, breath_seconds)
     found.rounds = log.head.round - happened.base_round
     found.tokens = log.accounts.tokens
     found.contributions = sum(len(entry.contributions) for entry in log.entries)
@@ -89,13 +92,13 @@ def _positions(log: Log, happened: Happened, found: Judgement) -> None:
         found.wrong.append(f"{found.lost} positions were given out before the last fault and never merged")
 
 
-def _times(log: Log, schedule: Schedule, happened: Happened, found: Judgement) -> None:
+def _times(log: Log, schedule: Schedule, happened: Happened, found: Judgement, breath_seconds: float) -> None:
     timing = log.spec.timing
     deadlines = {entry.round + 1: entry.record.deadline_seconds for entry in log.entries}
     calm = [seconds for watch in happened.watches.values() for when, seconds, _ in gaps(watch) if when < happened.began]
     found.usual_seconds = usual = statistics.median(calm)
     leaderless = any(fault.what == "cut" or COORDINATOR in fault.whom for fault in schedule.faults)
-    grace = BREATH_SECONDS + usual + (TAKEOVER_SILENCES * timing.silence_seconds if leaderless else 0.0)
+    grace = breath_seconds + usual + (TAKEOVER_SILENCES * timing.silence_seconds if leaderless else 0.0)
     for name, watch in happened.watches.items():
         for seconds, round_ in _unstruck(name, watch, happened):
             deadline, late = deadlines.get(round_, 0.0) or timing.first_deadline_seconds, seconds - usual
