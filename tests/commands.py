@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from protos import log_pb2
+
 TINY = """
 [run]
 name = "tiny"
@@ -143,6 +145,14 @@ def journal(folder: Path) -> list[dict[str, Any]]:
     path = folder / "peer.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def last_signer(folder: Path) -> bytes:
+    """Of the newest record; nobody's while the log is being changed."""
+    with contextlib.suppress(IndexError, FileNotFoundError):
+        newest = sorted((folder / "log").glob("*.record"))[-1]
+        return log_pb2.Signed.FromString(newest.read_bytes()).signer
+    return b""
 
 
 def free_port() -> int:

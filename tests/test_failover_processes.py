@@ -9,18 +9,9 @@ from pathlib import Path
 import pytest
 
 from peer.log.chain import Log
-from protos import log_pb2
-from tests.commands import Command, coordinator, free_port, records, run, running, tiny_config, until
+from tests.commands import Command, coordinator, free_port, last_signer, records, run, running, tiny_config, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-def last_signer(folder: Path) -> bytes:
-    """Of the newest record; nobody's while the log is being changed."""
-    with contextlib.suppress(IndexError, FileNotFoundError):
-        newest = sorted((folder / "log").glob("*.record"))[-1]
-        return log_pb2.Signed.FromString(newest.read_bytes()).signer
-    return b""
 
 
 class Run:
