@@ -134,7 +134,9 @@ class Helm:
         known = list(self.contacts.addresses)
         answers = await self.neighbours.ask([*known, *await self.link.swarm.peers()])
         if self.log.head.round or known or self.log.damage:
-            patience = DAMAGED_SECONDS if self.log.damage else OBSERVE_SECONDS
+            # Whom it does not know has to call; a leader does so about once in `gossip_seconds`.
+            patience = OBSERVE_SECONDS if known else max(OBSERVE_SECONDS, 1.5 * self.gossip_seconds)
+            patience = DAMAGED_SECONDS if self.log.damage else patience
             end = asyncio.get_running_loop().time() + patience
             while not answers and asyncio.get_running_loop().time() < end:
                 await asyncio.sleep(0.1)
