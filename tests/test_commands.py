@@ -14,6 +14,7 @@ from tests.commands import (
     coordinator,
     free_port,
     journal,
+    last_signer,
     processes_with,
     records,
     run,
@@ -276,9 +277,10 @@ def test_a_killed_coordinator_comes_back_and_its_peers_go_on(tmp_path: Path) -> 
             until(lambda: records(tmp_path / "run") >= 3, "three rounds")
             first.process.kill()
             first.process.wait()
-            before = records(tmp_path / "run")
+            before, own = records(tmp_path / "run"), last_signer(tmp_path / "run")
             with running(*serve, program="coordinator.cli") as second:
                 until(lambda: records(tmp_path / "run") >= before + 2, "two rounds after the restart")
+                until(lambda: last_signer(tmp_path / "run") == own, "the coordinator leads again")
                 peer.interrupt()
                 second.interrupt()
                 assert peer.code == 0 and second.code == 0, (peer.err, second.err)

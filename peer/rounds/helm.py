@@ -131,7 +131,7 @@ class Helm:
         Raises:
             VerificationError: its log is damaged, and nobody is there who has the rest.
         """
-        known = list(self.contacts.addresses)
+        known = [peer for peer in self.contacts.addresses if peer != self.own]
         answers = await self.neighbours.ask([*known, *await self.link.swarm.peers()])
         if self.log.head.round or known or self.log.damage:
             # Whom it does not know has to call; a leader does so about once in `gossip_seconds`.
