@@ -28,14 +28,21 @@ def load(path: str | Path) -> RunSpec:
     """
     path = Path(path)
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse(read_toml(path), source=str(path))
     except FileNotFoundError:
         raise SpecError(f"{path}: no such config file; see configs/demo.toml for a commented example") from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Raises SpecError when it cannot be read or is not TOML, FileNotFoundError when it is not there."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise SpecError(f"{path}: not valid TOML: {error}") from None
-    return parse(raw, source=str(path))
 
 
 def parse(raw: dict[str, Any], source: str) -> RunSpec:

@@ -42,6 +42,7 @@ class Run(Section):
 class Model(Section):
     task: Literal["language_model"] = "language_model"
     architecture: str = "llama"  # a `model_type` of transformers
+    initial_weights: str = ""  # a model to start from: a local folder or a name on the Hub; empty: drawn from run.seed
     config: dict[str, bool | int | Finite | str] = {}  # keyword arguments of that architecture's config class
 
 

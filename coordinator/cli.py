@@ -40,6 +40,10 @@ RemoteOption = Annotated[
     str,
     typer.Option("--ticket", help="Of a run elsewhere, with COMMONWEIGHTS_ADMIN_TOKEN; DIR/ticket.txt if not given."),
 ]
+SettingsOption = Annotated[
+    Path | None,
+    typer.Option(help="Where checkpoints go and who is told of the figures; DIR/coordinator.toml if it is there."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 
 
@@ -65,12 +69,15 @@ def demo(
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of the run; the config's if not given.")] = None,
     folder: DirOption = Path("demo"),
     web_port: WebPortOption = None,
+    settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """A whole swarm on this machine: a coordinator and N peers train one model."""
+    from coordinator.settings import load_settings
     from peer.terminal.console import Console
 
     spec = _load(config, rounds=rounds)
+    organisers = load_settings(settings, folder)
     with Console() as console:
         set_up_logging(folder / "coordinator.log", console.log_handler())
         from coordinator.demo import demo as run_demo
@@ -81,7 +88,8 @@ def demo(
         def show(coordinator: Coordinator) -> None:
             console.show(swarm_view(coordinator))
 
-        outcome = run(lambda stop: run_demo(spec, folder, peers, stop, show, console.event, _web_ports(web_port)))
+        ports = _web_ports(web_port)
+        outcome = run(lambda stop: run_demo(spec, folder, peers, stop, show, console.event, ports, organisers))
         if outcome is None:
             raise typer.Exit(INTERRUPTED)
         coordinator, result = outcome
@@ -137,12 +145,15 @@ def serve(
         Path | None, typer.Option(help="PEM file of a certificate that others trust, instead.")
     ] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
+    settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Lead a run until it is finished; the ticket to hand out is written to DIR/ticket.txt."""
+    from coordinator.settings import load_settings
     from peer.terminal.console import Console
 
     spec = _load(config)
+    organisers = load_settings(settings, folder)
     with Console() as console:
         set_up_logging(folder / "coordinator.log", console.log_handler())
         from coordinator.lead import lead
@@ -163,6 +174,7 @@ def serve(
             recover=recover,
             identity=identity,
             peers=tuple(peer or ()),
+            settings=organisers,
         )
         status = run(
             lambda stop: lead(

@@ -19,6 +19,7 @@ from typing import Any
 
 from configs import RunSpec
 from coordinator.serve import Coordinator, ServeOptions, coordinating
+from coordinator.settings import Settings
 from peer.errors import CommonweightsError
 from peer.identity import PeerId
 from peer.runner import Stop
@@ -51,7 +52,8 @@ async def demo(
     stop: Stop,
     show: Callable[[Coordinator], None],
     on_event: Callable[[str], None],
-    web_ports: tuple[int, ...] = (),
+    web_ports: tuple[int, ...],
+    settings: Settings,
 ) -> tuple[Coordinator, DemoResult]:
     """Run the swarm in `folder` until the run is finished or a signal asks to stop; the same folder again goes on.
 
@@ -60,7 +62,7 @@ async def demo(
     """
     started = time.monotonic()
     on_event("preparing data and model")
-    options = ServeOptions(folder, host="127.0.0.1", web_ports=web_ports, paused=True)
+    options = ServeOptions(folder, host="127.0.0.1", web_ports=web_ports, paused=True, settings=settings)
     async with coordinating(spec, options, on_event) as coordinator:
         stopping = asyncio.Event()
         stop.on_request = stopping.set
@@ -193,6 +195,6 @@ def result_json(coordinator: Coordinator, result: DemoResult) -> dict[str, Any]:
             }
             for key, account in sorted(log.accounts.peers.items())
         ],
-        "checkpoint": str(coordinator.evaluator.checkpoint or ""),
+        "checkpoint": coordinator.checkpoint,
         "log": str(coordinator.folder / "log"),
     }

@@ -1,160 +1,141 @@
-"""Looking at the global weights: held-out loss, a sample, and checkpoints that other software loads.
+"""Looking at the global weights: held-out loss, and what they write after the run's prompts.
 
-Runs beside the rounds in its own thread on its own copy of the model; when it cannot keep up it skips rounds, never
-delays them.
+Prompts and seeds are the same every time, so that two rounds can be compared. Measuring runs in a thread of its own,
+with half of the cores at most and at low priority: on a machine that also trains, training comes first.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import logging
-import shutil
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
 from configs import RunSpec
+from peer.checkpoints.manifest import names_record
 from peer.data.manifest import Manifest
 from peer.data.order import order_key
 from peer.data.reader import Rows, ShardReader
 from peer.data.tokenizer import Tokenizer
-from peer.errors import CommonweightsError
-from peer.identity import PeerId
-from peer.log.replica import Replica
-from peer.training.checkpoint import export
-from peer.training.model_card import Contributor, Provenance
+from peer.log.chain import Log
 from peer.training.tasks import build_model, load_task
 from peer.training.trainer import Trainer
-
-logger = logging.getLogger(__name__)
+from peer.yielding import stand_back
 
 DEFAULT_PROMPT = "\n"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Sample:
+    prompt: str
+    text: str  # what the model goes on with
 
 
 @dataclass(frozen=True)
 class Evaluation:
     round: int
-    tokens: int
+    tokens: int  # accepted up to that round
     loss: float  # held-out, nats per token
-    prompt: str = ""
-    sample: str = ""
+    samples: tuple[Sample, ...] = ()  # one for each prompt
+    record_hash: str = ""  # hex; of the record that gave these weights
+    time_seconds: float = 0.0  # Unix
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    @property
+    def prompt(self) -> str:
+        return self.samples[0].prompt if self.samples else ""
+
+    @property
+    def sample(self) -> str:
+        return self.samples[0].text if self.samples else ""
+
+    def counts_in(self, log: Log) -> bool:
+        """Whether `log` holds the record that gave these weights; not after it was rolled back behind it."""
+        return names_record(log, self.round, bytes.fromhex(self.record_hash))
 
 
 class Evaluator:
-    """Evaluates and exports what the coordinator's replica holds. History is kept in `folder`/evaluations.jsonl."""
+    """Measures weights, and keeps the history of it in `folder`/evaluations.jsonl."""
 
-    def __init__(self, folder: Path, replica: Replica, manifest: Manifest, name_of: Callable[[PeerId], str]) -> None:
+    def __init__(self, folder: Path, log: Log, manifest: Manifest) -> None:
         self.folder = folder
-        self.replica = replica
+        self.log = log
         self.manifest = manifest
-        self.spec: RunSpec = replica.log.spec
-        self.name_of = name_of
-        self.on_event: Callable[[str], None] = logger.warning
-        self.history = self._load_history()
-        self.checkpoint: Path | None = self._newest_checkpoint()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="evaluate")
-        self._pending: asyncio.Task[None] | None = None
+        self.spec: RunSpec = log.spec
+        self.all = _read(folder / "evaluations.jsonl")  # also of rounds that were given up since
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="evaluate", initializer=_step_back)
         self._trainer: Trainer | None = None
         self._rows: Rows | None = None
 
     @property
+    def history(self) -> list[Evaluation]:
+        """By round; without those of rounds that the log does not hold any more."""
+        counting = {item.round: item for item in self.all if item.counts_in(self.log)}
+        return [counting[round_] for round_ in sorted(counting)]
+
+    @property
+    def abandoned(self) -> list[Evaluation]:
+        """Of rounds that were in the log when they were measured, and then lost to another chain."""
+        return [item for item in self.all if not item.counts_in(self.log)]
+
+    @property
     def newest(self) -> Evaluation | None:
-        return self.history[-1] if self.history else None
+        return next((item for item in reversed(self.all) if item.counts_in(self.log)), None)
 
-    def after_round(self, round_: int) -> None:
-        """Evaluate the state after `round_` in the background if it is due and the last evaluation is done."""
-        busy = self._pending is not None and not self._pending.done()
-        if round_ % self.spec.evaluation.every_rounds == 0 and not busy:
-            self._pending = asyncio.create_task(
-                self._quietly(export_too=round_ % self.spec.snapshots.every_rounds == 0)
-            )
-
-    async def finish(self, *, with_checkpoint: bool = True) -> None:
-        """Bring evaluation and checkpoint up to the present state."""
-        if self._pending is not None:
-            await asyncio.wait([self._pending])
-        round_ = self._trained_rounds()
-        due = self.newest is None or self.newest.round != round_
-        checkpoint_due = with_checkpoint and self._folder_of(round_) != self.checkpoint
-        if due or checkpoint_due:
-            await self._evaluate(export_too=checkpoint_due)
-
-    async def close(self) -> None:
-        """Give up what is under way; a checkpoint that was begun is completed."""
-        if self._pending is not None:
-            self._pending.cancel()
-            await asyncio.gather(self._pending, return_exceptions=True)
+    def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    async def _quietly(self, export_too: bool) -> None:
-        try:
-            await self._evaluate(export_too)
-        except (CommonweightsError, OSError) as error:
-            self.on_event(f"no evaluation or checkpoint this time, the run goes on: {error}")
-        except Exception:
-            logger.exception("evaluation failed; the run goes on")
+    async def evaluate(self, theta: torch.Tensor, round_: int, tokens: int, record_hash: bytes) -> Evaluation:
+        """Measure θ (fp32 [parameters]), the weights after `round_`, and add that to the history.
 
-    async def _evaluate(self, export_too: bool) -> None:
-        theta = await self.replica.compute(self.replica.state.theta.clone)
-        round_, tokens, digest = self._trained_rounds(), self.replica.log.accounts.tokens, self.replica.digest
+        Raises:
+            DataError, UnreachableError: the held-out rows or the tokenizer cannot be read.
+            OSError: the history cannot be written.
+        """
         if self._rows is None:
             reader = ShardReader(self.manifest, self.folder / "data", key=order_key(self.spec.run.seed))
             self._rows = await reader.held_out(self.spec.evaluation.sequences)
-        loop = asyncio.get_running_loop()
-        evaluation = await loop.run_in_executor(self._thread, self._measure, theta, round_, tokens, self._rows)
-        if self.newest is None or self.newest.round < round_:
-            self.history.append(evaluation)
-            with (self.folder / "evaluations.jsonl").open("a") as file:
-                file.write(json.dumps(asdict(evaluation)) + "\n")
-        if export_too:
-            provenance = self._provenance(round_, tokens, digest, evaluation.loss)
-            self.checkpoint = await loop.run_in_executor(self._thread, self._export, theta, round_, provenance)
+        threads = torch.get_num_threads()
+        loss, samples = await self.aside(self._measure, theta, self._rows)
+        torch.set_num_threads(threads)  # what `_step_back` set holds for that thread; threads to come start from here
+        evaluation = Evaluation(round_, tokens, loss, samples, record_hash.hex(), time.time())
+        self.all.append(evaluation)
+        with (self.folder / "evaluations.jsonl").open("a", encoding="utf-8") as file:
+            file.write("\n" + json.dumps(asdict(evaluation), ensure_ascii=False))  # whatever a kill left before it
+        return evaluation
 
-    def _measure(self, theta: torch.Tensor, round_: int, tokens: int, rows: Rows) -> Evaluation:
+    async def aside(self, work: Callable[..., T], *arguments: object) -> T:
+        """Run something heavy that can wait, in the thread for that."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+
+    def _measure(self, theta: torch.Tensor, rows: Rows) -> tuple[float, tuple[Sample, ...]]:
         trainer = self._model()
         trainer.parameters.write(theta)
         batch = self.spec.train.batch_sequences
         loss = trainer.evaluate(rows[start : start + batch] for start in range(0, len(rows), batch))
-        prompt, sample = "", ""
-        if self.spec.evaluation.sample_tokens:
-            tokenizer = Tokenizer.load(self.folder / "data" / "tokenizer")
-            prompt = (self.spec.evaluation.prompts or [DEFAULT_PROMPT])[0]
-            ids = trainer.generate(tokenizer.encode(prompt), self.spec.evaluation.sample_tokens, seed=round_)
-            sample = tokenizer.decode(ids)
-        return Evaluation(round_, tokens, loss, prompt, sample)
+        return loss, self._samples(trainer)
 
-    def _export(self, theta: torch.Tensor, round_: int, provenance: Provenance) -> Path:
-        target = export(
-            self._folder_of(round_),
-            theta,
-            self.spec,
-            vocab_size=self.manifest.vocab_size,
-            end_of_text=self.manifest.end_of_text,
-            tokenizer_folder=self.folder / "data" / "tokenizer",
-            provenance=provenance,
-        )
-        for old in sorted(target.parent.glob("round-*"))[: -self.spec.snapshots.keep]:
-            shutil.rmtree(old)
-        return target
-
-    def _provenance(self, round_: int, tokens: int, digest: bytes, loss: float) -> Provenance:
-        credit = self.replica.log.accounts.credit
-        return Provenance(
-            run_id=self.replica.log.run_id.hex(),
-            round=round_,
-            tokens=tokens,
-            state_digest=digest.hex(),
-            data=str(self.manifest.source.get("path", "")),
-            data_license=self.manifest.license,
-            contributors=[
-                Contributor(self.name_of(PeerId(key)), amount)
-                for key, amount in sorted(credit.items(), key=lambda item: -item[1])
-            ],
-            eval_loss=loss,
+    def _samples(self, trainer: Trainer) -> tuple[Sample, ...]:
+        length = self.spec.evaluation.sample_tokens
+        if not length:
+            return ()
+        tokenizer = Tokenizer.load(self.folder / "data" / "tokenizer")
+        prompts: Sequence[str] = self.spec.evaluation.prompts or [DEFAULT_PROMPT]
+        return tuple(
+            Sample(prompt, tokenizer.decode(trainer.generate(tokenizer.encode(prompt), length, seed=number)))
+            for number, prompt in enumerate(prompts, start=self.spec.run.seed)
         )
 
     def _model(self) -> Trainer:
@@ -163,27 +144,27 @@ class Evaluator:
             self._trainer = Trainer(self.spec, load_task(self.spec.model.task), model, torch.device("cpu"))
         return self._trainer
 
-    def _trained_rounds(self) -> int:
-        """The round that made the present state: the final record changes nothing."""
-        entry = self.replica.log.entries[self.replica.state.round]
-        return entry.round - entry.record.final
 
-    def _folder_of(self, round_: int) -> Path:
-        return self.folder / "checkpoints" / f"round-{round_:06d}"
+def _step_back() -> None:
+    """Make room for everybody else: called in the thread that measures."""
+    stand_back()
+    torch.set_num_threads(max(1, torch.get_num_threads() // 2))
 
-    def _newest_checkpoint(self) -> Path | None:
-        found = sorted((self.folder / "checkpoints").glob("round-*"))
-        return found[-1] if found else None
 
-    def _load_history(self) -> list[Evaluation]:
+def _read(path: Path) -> list[Evaluation]:
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
         try:
-            lines = (self.folder / "evaluations.jsonl").read_text().splitlines()
-        except FileNotFoundError:
-            return []
-        history = []
-        for line in lines:
-            try:
-                history.append(Evaluation(**json.loads(line)))
-            except (ValueError, TypeError):
-                continue  # cut off by a kill
-        return history
+            found.append(_parsed(json.loads(line)))
+        except (ValueError, TypeError, LookupError):
+            continue  # cut off by a kill
+    return found
+
+
+def _parsed(raw: dict[str, Any]) -> Evaluation:
+    bytes.fromhex(raw["record_hash"])
+    return Evaluation(**{**raw, "samples": tuple(Sample(**sample) for sample in raw["samples"])})

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from configs import RunSpec
 from coordinator.prepare import prepare
+from coordinator.warm_start import load_into
 from peer.data.manifest import Manifest
 from peer.exchange.blobs import BlobStore
 from peer.identity import Identity
@@ -46,8 +47,14 @@ def create(spec: RunSpec, folder: Path, identity: Identity) -> Log:
 
 
 def initial_state(spec: RunSpec, manifest: Manifest) -> State:
-    """theta before the first round, drawn from the run's seed."""
+    """theta before the first round: of `model.initial_weights`, or drawn from the run's seed.
+
+    Raises:
+        ConfigError, DataError, UnreachableError: there is no such model, or it is not the run's.
+    """
     model = build_model(spec, manifest.vocab_size, manifest.end_of_text)
+    if spec.model.initial_weights:
+        load_into(model, spec.model.initial_weights)
     return State.initial(FlatParameters(model).read(), spec.outer.momentum > 0)
 
 

@@ -17,7 +17,7 @@ _UNREACHABLE = {
     "TimeoutException",
     "ConnectionError",
 }
-_SAYS_MISSING = ("is not a valid model identifier", "doesn't exist on the hub")
+_SAYS_MISSING = ("repo id must", "is not a valid model identifier", "doesn't exist on the hub")
 _SAYS_UNREACHABLE = ("couldn't connect to", "couldn't reach", "offline mode is enabled")
 
 

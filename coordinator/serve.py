@@ -12,7 +12,7 @@ import logging
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from configs import RunSpec
@@ -20,18 +20,19 @@ from coordinator.access import Doorkeeper
 from coordinator.api.server import served
 from coordinator.api.tls import ServerCertificate, given_certificate, own_certificate
 from coordinator.api.token import admin_token
-from coordinator.evaluate import Evaluator
 from coordinator.genesis import create
 from coordinator.names import Names
+from coordinator.observer import Observer, observer_of
 from coordinator.rebuild import rebuild
 from coordinator.recorder import Recorder
+from coordinator.recover import recover_snapshots
+from coordinator.settings import Settings
 from coordinator.store import Store, open_store, queries
 from coordinator.store.database import default_url
 from coordinator.store.history import Kind
 from coordinator.web.publisher import published
 from coordinator.web.timeline import INCIDENTS_KEPT, Incident, Sample, Timeline, samples_of
 from peer.background import cancel
-from peer.data.manifest import Manifest
 from peer.errors import CommonweightsError, UnreachableError, UsageError
 from peer.exchange.blobs import BlobStore
 from peer.exchange.exchange import Exchange
@@ -74,16 +75,22 @@ class ServeOptions:
     recover: bool = False  # the folder is lost: begin it again from the peers
     identity: Path | None = None  # a backup of the run's key, for a folder that has none
     peers: tuple[str, ...] = ()  # multiaddrs with /p2p, where some of them are
+    settings: Settings = field(default_factory=Settings)
 
 
 class Coordinator:
     """A run in progress, as the API, the page and the console see it."""
 
-    def __init__(self, folder: Path, store: Store, replica: Replica, link: Link, leader: Leader, names: Names) -> None:
+    def __init__(
+        self, folder: Path, store: Store, observer: Observer, link: Link, leader: Leader, names: Names
+    ) -> None:
         self.folder = folder
         self.store = store
+        replica = self.replica = observer.replica
         self.log = replica.log
-        self.replica = replica
+        self.observer = observer
+        self.evaluator = observer.evaluator
+        self.archive = observer.archive
         self.link = link
         self.swarm: Swarm = link.swarm
         self.leader = leader
@@ -91,10 +98,9 @@ class Coordinator:
         contacts = Contacts(folder / "contacts.json")
         self.helm = Helm(self.upkeep, link, leader, contacts, Terms(folder), self._telling("failover"))
         self.names_book = names
-        manifest = Manifest.load(folder / "data")
-        self.evaluator = Evaluator(folder, replica, manifest, names.of)
         self.on_event: Callable[[str], None] = lambda text: None
-        self.evaluator.on_event = self._telling("note")
+        observer.on_event = self._telling("note")
+        observer.on_checkpoint = self._telling("checkpoint")
         leader.on_event = self._event
         link.on_event = self._telling("note")
         leader.on_step = self._stepped
@@ -115,11 +121,17 @@ class Coordinator:
     def swarm_addresses(self) -> list[str]:
         return self.swarm.addresses
 
+    @property
+    def checkpoint(self) -> str:
+        """Folder of the newest checkpoint; empty: none yet."""
+        newest = self.archive.newest
+        return str(self.archive.folder_of(newest.round)) if newest else ""
+
     async def run(self) -> None:
         """Lead, or follow whoever led meanwhile until it hands over, until the run is finished; then evaluate and
         export what came out."""
         if self.evaluator.newest is None:
-            self.evaluator.after_round(0)
+            self.observer.after_round(self.replica.state.round)
         beside = (self.helm.run(), self.upkeep.run(), self.link.follow(), self.recorder.run())
         tasks = [asyncio.create_task(task) for task in beside]
         try:
@@ -144,12 +156,12 @@ class Coordinator:
     async def settle(self) -> None:
         """Bring snapshot, evaluation and checkpoint up to the head."""
         await self._keep_snapshot()
-        await self.evaluator.finish()
+        await self.observer.finish()
 
     async def checkpoint_now(self) -> str:
         """Evaluate and export the present state; where the checkpoint lies."""
-        await self.evaluator.finish()
-        return str(self.evaluator.checkpoint or "")
+        await self.observer.checkpoint_now()
+        return self.checkpoint
 
     def status(self) -> coordinator_pb2.StatusReply:
         """Where the run stands now."""
@@ -169,7 +181,7 @@ class Coordinator:
             tokens_per_second=self.leader.tokens_per_second,
             peers=[self._peer_status(peer, now) for peer in sorted(self.leader.guests)],
             sequencer=str(self.link.sequencer),
-            checkpoint=str(self.evaluator.checkpoint or ""),
+            checkpoint=self.checkpoint,
             state=self.leader.in_words,
             state_digest=self.replica.digest.hex(),
             finished=log.finished,
@@ -235,9 +247,18 @@ class Coordinator:
             loss = self.log.accounts.loss
             what = "no contributions" if loss is None else f"{len(entry.contributions)} contributions, loss {loss:.4f}"
             self._event(f"round {round_}: {what}")
-            self.evaluator.after_round(round_)
+            self.observer.after_round(round_)
+            self.observer.trackers.log(self._figures(entry), round_)
         if round_ % self.log.spec.snapshots.every_rounds == 0:
             self._snapshotting = asyncio.create_task(self._keep_snapshot())
+
+    def _figures(self, entry: Entry) -> dict[str, float]:
+        """Of a round, for trackers."""
+        accounts, peers = self.log.accounts, len(self.leader.state.members)
+        loss = {} if accounts.loss is None else {"loss": accounts.loss}
+        speed = self.leader.tokens_per_second
+        counts = {"tokens": accounts.tokens, "peers": peers, "contributions": len(entry.contributions)}
+        return {**loss, **counts, "tokens_per_second": speed}
 
     async def _keep_snapshot(self) -> None:
         await self.replica.keep_snapshot(self.log.spec.snapshots.keep, always=frozenset([0]))
@@ -305,12 +326,15 @@ async def _leading(
     replica = Replica(folder, log, state, Exchange(swarm, BlobStore(folder / "blobs")), lambda: link.sources)
     try:
         if not await replica.restore():
+            await asyncio.to_thread(recover_snapshots, folder, log, replica.snapshots, on_event)
+        if not (replica.state.round >= 0 or await replica.restore()):
             raise CommonweightsError(f"{folder}/snapshots holds no usable state; restore the folder from a backup")
         with contextlib.suppress(UnreachableError):  # payloads that only peers have, of rounds that one of them led
             await replica.catch_up()
         names = Names(folder / "names.json")
         leader = Leader(replica, swarm, identity, paused=options.paused)
-        coordinator = Coordinator(folder, store, replica, link, leader, names)
+        observer = observer_of(folder, replica, identity, names, options.settings)
+        coordinator = Coordinator(folder, store, observer, link, leader, names)
         coordinator.on_event = on_event
         replica.serve(swarm)
         coordinator.helm.serve()
@@ -321,6 +345,7 @@ async def _leading(
         certificate, token = server_certificate(options), admin_token(folder, create=True)
         bind, host = bind_address(options.host), options.host or _first_host(swarm.addresses)
         async with (
+            observer,
             served(coordinator, bind, options.grpc_port, token, certificate) as grpc_port,
             published(coordinator, bind, options.web_ports, host) as coordinator.page_address,
         ):
@@ -333,7 +358,6 @@ async def _leading(
             try:
                 yield coordinator
             finally:
-                await coordinator.evaluator.close()
                 names.save()
     finally:
         await replica.exchange.close()

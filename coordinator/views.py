@@ -81,7 +81,7 @@ def summary_of(coordinator: Coordinator, result: DemoResult) -> Summary:
         peers=peers,
         state_digest=result.coordinator_digest,
         digests_equal=result.digests_equal,
-        checkpoint=str(coordinator.evaluator.checkpoint or ""),
+        checkpoint=coordinator.checkpoint,
         prompt=evaluation.prompt if evaluation else "",
         sample=evaluation.sample if evaluation else "",
         next_steps=[

@@ -4,7 +4,7 @@ node.py         the life of a peer, read it first; join.py puts one together fro
 log/            the model is a log: chain, accounts, state, aggregation, replicas, replay
 rounds/         who decides (sequencer), who asks (link), and what becomes of a peer's work (contributor)
 codecs/         compression of pseudo-gradients
-training/       the trainer, its tasks and checkpoints
+training/       the trainer, its tasks and the layout of checkpoints; checkpoints/ vouches for them and checks them
 data/           data sets: manifest, order, shards
 exchange/       content-addressed blobs between peers
 swarm/          how peers reach each other; the only place that knows hivemind

@@ -154,12 +154,22 @@ def receipt(
 
 @app.command()
 def verify(
-    folder: Annotated[Path | None, typer.Argument(help="Folder of a demo, serve or join.")] = None,
+    target: Annotated[
+        str, typer.Argument(metavar="DIR", help="Folder of a demo, serve or join; or a checkpoint's folder or URL.")
+    ] = "",
     receipt: Annotated[Path | None, typer.Option(help="A receipt to check instead of a folder.")] = None,
-    run: Annotated[str, typer.Option(help="With --receipt: the run's id or ticket; else it proves its own run.")] = "",
+    run: Annotated[
+        str,
+        typer.Option(
+            help="What to check against: of a checkpoint, the run's ticket or a folder of it; of a receipt, its ticket "
+            "or id. Else each proves its own run."
+        ),
+    ] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Replay a run's log: signatures, chain, weights, credit. Exit code 3 if anything is not as it was signed."""
+    """Replay a run's log: signatures, chain, weights, credit. Exit code 3 if anything is not as it was signed.
+
+    Of a checkpoint: files, signature, weights, and its place in the log."""
     if receipt is not None:
         from peer.receipts import show_statement, verify_receipt
 
@@ -170,11 +180,14 @@ def verify(
             show_statement(statement, run)
         return
     from peer.errors import UsageError
-    from peer.verification import show_verdict, verify_with_progress
+    from peer.verification import is_checkpoint, show_verdict, verify_with_progress
 
-    if folder is None:
-        raise UsageError("verify: give a folder to replay, or --receipt FILE")
-    verdict = verify_with_progress(folder)
+    if not target:
+        raise UsageError("verify: give a folder to replay, a checkpoint, or --receipt FILE")
+    if is_checkpoint(target):
+        _verify_checkpoint(target, run, as_json)
+        return
+    verdict = verify_with_progress(Path(target))
     if as_json:
         keys = ("ok", "run_id", "rounds", "contributions", "state_digest", "credit", "errors")
         print_json({key: getattr(verdict, key) for key in keys})
@@ -283,6 +296,18 @@ def _peer_folders(folder: Path | None) -> list[Path]:
     if not found:
         raise UsageError(f"{folder or HOME} holds no peer's settings; give the folder of `join` with --dir")
     return found
+
+
+def _verify_checkpoint(source: str, run: str, as_json: bool) -> None:
+    from peer.verification import show_checkpoint_verdict, verify_checkpoint_with_progress
+
+    verdict = verify_checkpoint_with_progress(source, run)
+    if as_json:
+        print_json({"ok": verdict.ok, **vars(verdict)})
+    else:
+        show_checkpoint_verdict(verdict)
+    if not verdict.ok:
+        sys.exit(3)
 
 
 @identity_app.command("show")

@@ -14,13 +14,13 @@ def write_durably(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
-def sync_folder(path: Path) -> None:
-    """Renames and removals in the folder at `path` are on the disk when this returns."""
-    folder = os.open(path, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """What is in the file, or for a folder the renames and removals in it, is on the disk when this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)

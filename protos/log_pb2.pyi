@@ -176,3 +176,39 @@ class StateManifest(_message.Message):
     state_bytes: int
     chunk_hashes: _containers.RepeatedScalarFieldContainer[bytes]
     def __init__(self, run_id: _Optional[bytes] = ..., round: _Optional[int] = ..., state_bytes: _Optional[int] = ..., chunk_hashes: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class SealedFile(_message.Message):
+    __slots__ = ("name", "bytes", "sha256", "blake3", "resuming")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    BLAKE3_FIELD_NUMBER: _ClassVar[int]
+    RESUMING_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    bytes: int
+    sha256: bytes
+    blake3: bytes
+    resuming: bool
+    def __init__(self, name: _Optional[str] = ..., bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ..., blake3: _Optional[bytes] = ..., resuming: bool = ...) -> None: ...
+
+class CheckpointManifest(_message.Message):
+    __slots__ = ("run_id", "round", "record_hash", "state", "tokens", "time_seconds", "eval_loss", "files", "genesis")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    RECORD_HASH_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    EVAL_LOSS_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    GENESIS_FIELD_NUMBER: _ClassVar[int]
+    run_id: bytes
+    round: int
+    record_hash: bytes
+    state: StateManifest
+    tokens: int
+    time_seconds: float
+    eval_loss: float
+    files: _containers.RepeatedCompositeFieldContainer[SealedFile]
+    genesis: Signed
+    def __init__(self, run_id: _Optional[bytes] = ..., round: _Optional[int] = ..., record_hash: _Optional[bytes] = ..., state: _Optional[_Union[StateManifest, _Mapping]] = ..., tokens: _Optional[int] = ..., time_seconds: _Optional[float] = ..., eval_loss: _Optional[float] = ..., files: _Optional[_Iterable[_Union[SealedFile, _Mapping]]] = ..., genesis: _Optional[_Union[Signed, _Mapping]] = ...) -> None: ...

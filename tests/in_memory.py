@@ -14,6 +14,7 @@ import torch
 from configs import RunSpec
 from coordinator.rebuild import rebuild
 from coordinator.serve import Coordinator, ServeOptions, leading, open_run
+from coordinator.settings import Settings
 from peer.identity import Identity, PeerId
 from peer.join import JoinOptions, assembled
 from peer.manners.settings import ALWAYS
@@ -59,10 +60,11 @@ def tiny_spec(**changes: dict[str, Any]) -> RunSpec:
 class Swarm:
     """One coordinator and any number of peers, each with a folder of its own below `folder`."""
 
-    def __init__(self, folder: Path, spec: RunSpec) -> None:
+    def __init__(self, folder: Path, spec: RunSpec, settings: Settings | None = None) -> None:
         torch.set_num_threads(1)
         self.folder = folder
         self.spec = spec
+        self.settings = settings or Settings()
         self.network = MemoryNetwork()
         self.events: list[str] = []
         self.nodes: dict[str, Node] = {}
@@ -85,7 +87,7 @@ class Swarm:
         """From its folder; the run is made if it is not there yet, or begun again from the peers (`recover`)."""
         folder = self.folder / "coordinator"
         identity = Identity.load_or_create(folder / "identity.key")
-        options = ServeOptions(folder, host="127.0.0.1", paused=paused)
+        options = ServeOptions(folder, host="127.0.0.1", paused=paused, settings=self.settings)
         self._stack = contextlib.AsyncExitStack()
         swarm = await self._stack.enter_async_context(self.network.node(identity))
         if recover:

@@ -17,9 +17,12 @@ from pydantic import BaseModel
 from configs import RunSpec, SpecError, load
 from configs.load import parse
 from configs.schema import canonical_json
+from coordinator.settings import Settings, load_settings
+from peer.errors import ConfigError
 
 FOLDER = Path(__file__).parent.parent / "configs"
-FILES = sorted(FOLDER.glob("*.toml"))
+SETTINGS = FOLDER / "coordinator.toml"  # of a coordinator, not of a run
+FILES = sorted(path for path in FOLDER.glob("*.toml") if path != SETTINGS)
 
 MINIMAL: dict[str, Any] = {
     "run": {"name": "a run"},
@@ -55,7 +58,7 @@ def test_shipped_configs_are_valid(path: Path) -> None:
     assert RunSpec.from_json(spec.canonical_json()) == spec
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*FILES, SETTINGS], ids=lambda path: path.name)
 def test_every_key_of_a_shipped_config_is_explained(path: Path) -> None:
     """Each key has a comment on its own line or directly above it."""
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -67,9 +70,10 @@ def test_every_key_of_a_shipped_config_is_explained(path: Path) -> None:
     assert not bare, f"{path.name}: say what these keys mean: {bare}"
 
 
-def test_the_demo_config_shows_every_key() -> None:
-    """configs/demo.toml mentions each setting that exists, set or commented out: it is the reference."""
-    text = (FOLDER / "demo.toml").read_text(encoding="utf-8")
+@pytest.mark.parametrize(("path", "schema"), [(FOLDER / "demo.toml", RunSpec), (SETTINGS, Settings)])
+def test_the_reference_shows_every_key(path: Path, schema: type[BaseModel]) -> None:
+    """configs/demo.toml, and configs/coordinator.toml, mention each setting that exists, set or commented out."""
+    text = path.read_text(encoding="utf-8")
 
     def names(model: type[BaseModel]) -> set[str]:
         found: set[str] = set()
@@ -81,8 +85,28 @@ def test_the_demo_config_shows_every_key() -> None:
                 found.add(name)
         return found
 
-    missing = {name for name in names(RunSpec) if not re.search(rf"\b{name}\b", text)}
-    assert not missing, f"configs/demo.toml does not mention {sorted(missing)}"
+    missing = {name for name in names(schema) if not re.search(rf"\b{name}\b", text)}
+    assert not missing, f"{path.name} does not mention {sorted(missing)}"
+
+
+def test_the_shipped_settings_are_the_defaults() -> None:
+    """configs/coordinator.toml loads, and says of itself that its values are the defaults."""
+    assert load_settings(SETTINGS, FOLDER) == Settings()
+
+
+def test_mistakes_in_the_settings_name_the_key(tmp_path: Path) -> None:
+    """Of the file in the run's folder or of the one that was given: one line for each mistake, with the cure."""
+    (tmp_path / "coordinator.toml").write_text(
+        '[checkpoints]\nkeep_lats = 3\nupload = ["/mnt"]\n[trackers]\nuse = ["x"]'
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_settings(None, tmp_path)
+    unknown, upload, tracker = sorted(str(caught.value).splitlines(), key=lambda line: "keep_lats" not in line)
+    assert "checkpoints.keep_lats" in unknown and "did you mean 'keep_last'" in unknown
+    assert "checkpoints.upload" in upload and "unknown tracker 'x'; use tensorboard" in tracker
+    with pytest.raises(ConfigError, match="--settings .*no such file"):
+        load_settings(tmp_path / "none.toml", tmp_path)
+    assert load_settings(None, tmp_path / "elsewhere") == Settings()
 
 
 @pytest.mark.parametrize(

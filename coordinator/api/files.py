@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from coordinator.archive import Archive
+from peer.checkpoints.manifest import MANIFEST_FILE, Checkpoint
 from peer.errors import Refused, UsageError
 
 CHUNK_BYTES = 1 << 20
-_FOLDER = re.compile(r"round-(\d{6,})")
 
 
 class NotFound(Refused):
@@ -19,31 +19,33 @@ class NotFound(Refused):
 
 @dataclass(frozen=True)
 class CheckpointFolder:
-    round: int
     path: Path
+    checkpoint: Checkpoint
+
+    @property
+    def round(self) -> int:
+        return self.checkpoint.round
 
     @property
     def files(self) -> dict[str, int]:
-        """Sizes in bytes by name relative to the folder."""
-        found = (path for path in sorted(self.path.rglob("*")) if path.is_file() and not path.is_symlink())
-        return {path.relative_to(self.path).as_posix(): path.stat().st_size for path in found}
+        """Sizes in bytes by name relative to the folder; the manifest, which vouches for the others, is the last."""
+        sizes = {file.name: file.bytes for file in self.checkpoint.manifest.files}
+        return {**sizes, MANIFEST_FILE: len(self.checkpoint.content)}
 
     @property
     def time_seconds(self) -> float:
         """Unix time at which it was complete."""
-        return self.path.stat().st_mtime
+        return self.checkpoint.manifest.time_seconds
 
 
-def checkpoints_in(folder: Path) -> list[CheckpointFolder]:
-    """Of the run in `folder`, newest first."""
-    matches = ((_FOLDER.fullmatch(path.name), path) for path in (folder / "checkpoints").glob("round-*"))
-    found = [CheckpointFolder(int(match[1]), path) for match, path in matches if match]
-    return sorted(found, key=lambda item: -item.round)
+def checkpoints_in(archive: Archive) -> list[CheckpointFolder]:
+    """That count, newest first."""
+    return [CheckpointFolder(archive.folder_of(it.round), it) for it in reversed(archive.checkpoints)]
 
 
-def checkpoint_in(folder: Path, round_: int) -> CheckpointFolder:
+def checkpoint_in(archive: Archive, round_: int) -> CheckpointFolder:
     """Of that round, or the newest for 0. Raises NotFound."""
-    for item in checkpoints_in(folder):
+    for item in checkpoints_in(archive):
         if round_ in (0, item.round):
             return item
     raise NotFound(f"there is no checkpoint of round {round_} here" if round_ else "there is no checkpoint yet")
@@ -61,7 +63,11 @@ def chunks(checkpoint: CheckpointFolder, name: str, offset: int) -> Iterator[byt
         raise NotFound(f"the checkpoint has no file {name[:100]!r}")
     if offset > size:
         raise UsageError(f"offset: the file has {size} bytes")
-    with (checkpoint.path / name).open("rb") as file:
+    try:
+        opened = (checkpoint.path / name).open("rb")
+    except FileNotFoundError:
+        raise NotFound("this checkpoint has just been dropped; ask for a newer one") from None
+    with opened as file:
         file.seek(offset)
         while chunk := file.read(CHUNK_BYTES):
             yield chunk

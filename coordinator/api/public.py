@@ -14,6 +14,7 @@ from coordinator.api import files, rows
 from coordinator.api.advice import Facts, hindrances
 from coordinator.api.files import NotFound
 from coordinator.api.paging import after, page_size, token
+from coordinator.archive import Archive
 from coordinator.store import Store, queries
 from peer.errors import Refused, UsageError
 from peer.identity import PeerId
@@ -40,6 +41,7 @@ class Run(Protocol):
     store: Store
     leader: Leader
     doorkeeper: Doorkeeper
+    archive: Archive
 
     @property
     def swarm_addresses(self) -> list[str]: ...
@@ -211,10 +213,10 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
     ) -> coordinator_pb2.ListCheckpointsReply:
         self._check(request.run_id)
         size, before = page_size(request.page_size), after(request.page_token, int, int)
-        found = await asyncio.to_thread(files.checkpoints_in, self.run.folder)
+        found = files.checkpoints_in(self.run.archive)
         page = [item for item in found if before is None or item.round < before][:size]
         return coordinator_pb2.ListCheckpointsReply(
-            checkpoints=[await asyncio.to_thread(_checkpoint, item) for item in page],
+            checkpoints=[_checkpoint(item) for item in page],
             next_page_token=token(page[-1].round) if len(page) == size else "",
         )
 
@@ -222,7 +224,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         self, request: coordinator_pb2.GetCheckpointRequest, context: Any
     ) -> coordinator_pb2.GetCheckpointReply:
         self._check(request.run_id)
-        found = await asyncio.to_thread(files.checkpoint_in, self.run.folder, request.round)
+        found = files.checkpoint_in(self.run.archive, request.round)
         return coordinator_pb2.GetCheckpointReply(
             checkpoint=_checkpoint(found),
             files=[coordinator_pb2.CheckpointFile(name=name, size_bytes=size) for name, size in found.files.items()],
@@ -236,7 +238,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
             raise TooMany(f"{MAX_DOWNLOADS} downloads are under way; try again in a while")
         self._downloads += 1
         try:
-            found = await asyncio.to_thread(files.checkpoint_in, self.run.folder, request.round)
+            found = files.checkpoint_in(self.run.archive, request.round)
             size = found.files.get(request.name, 0)
             content = files.chunks(found, request.name, request.offset)
             while (chunk := await asyncio.to_thread(next, content, None)) is not None:

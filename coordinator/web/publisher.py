@@ -99,7 +99,7 @@ class Publisher:
         coordinator, clock = self.coordinator, time.time()
         coordinator.timeline.sample(clock, coordinator.leader.tokens_per_second, len(coordinator.leader.guests))
         found = {"now": sections.now(coordinator, clock)}
-        key = coordinator.log.head.round, len(coordinator.evaluator.history), coordinator.evaluator.checkpoint
+        key = coordinator.log.head.round, len(coordinator.evaluator.history), coordinator.checkpoint
         if key != self._key:
             self._key = key
             found |= {name: section(coordinator) for name, section in sections.EACH_ROUND.items()}

@@ -12,8 +12,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from coordinator.archive import folder_name
 from coordinator.web.eta import eta
 from coordinator.web.timeline import RoundMarks, Timeline
+from peer.checkpoints.manifest import MANIFEST_FILE
 from peer.identity import PeerId
 from peer.rounds.guests import Guest
 
@@ -265,37 +267,32 @@ def leaderboard(coordinator: Coordinator) -> dict[str, Any]:
 
 def samples(coordinator: Coordinator) -> dict[str, Any]:
     """What the newest evaluated weights write, newest first."""
-    shown = [item for item in coordinator.evaluator.history if item.sample][-SAMPLES_SHOWN:]
-    return {
-        "samples": [
-            {"round": it.round, "tokens": it.tokens, "loss": it.loss, "prompt": it.prompt, "text": it.sample}
-            for it in reversed(shown)
-        ]
-    }
+    shown = [
+        {"round": it.round, "tokens": it.tokens, "loss": it.loss, "prompt": sample.prompt, "text": sample.text}
+        for it in reversed(coordinator.evaluator.history)
+        for sample in it.samples
+    ]
+    return {"samples": shown[:SAMPLES_SHOWN]}
 
 
 def checkpoints(coordinator: Coordinator) -> dict[str, Any]:
     """What can be downloaded, newest first."""
-    measured = {item.round: item for item in coordinator.evaluator.history}
-    found = []
-    for folder in sorted((coordinator.folder / "checkpoints").glob("round-*"), reverse=True):
-        number = int(folder.name.removeprefix("round-"))
-        files: list[dict[str, Any]] = [
-            {"name": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size}
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        ]
-        found.append(
+    return {
+        "checkpoints": [
             {
-                "name": folder.name,
-                "round": number,
-                "tokens": measured[number].tokens if number in measured else None,
-                "eval_loss": measured[number].loss if number in measured else None,
-                "bytes": sum(int(file["bytes"]) for file in files),
-                "files": files,
+                "name": folder_name(it.round),
+                "round": it.round,
+                "tokens": it.manifest.tokens,
+                "eval_loss": it.manifest.eval_loss,
+                "bytes": it.size_bytes,
+                "files": [
+                    *({"name": file.name, "bytes": file.bytes} for file in it.manifest.files),
+                    {"name": MANIFEST_FILE, "bytes": len(it.content)},
+                ],
             }
-        )
-    return {"checkpoints": found}
+            for it in reversed(coordinator.archive.checkpoints)
+        ]
+    }
 
 
 def incidents(coordinator: Coordinator) -> dict[str, Any]:

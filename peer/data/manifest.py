@@ -21,7 +21,7 @@ from peer.errors import DataError
 
 FILE_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 64 << 20  # a million shards; anything longer is an attack
-_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
+SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
 
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, lt=1 << 62)]
@@ -41,7 +41,7 @@ class FileEntry(_Frozen):
 
     @model_validator(mode="after")
     def _stays_inside(self) -> FileEntry:
-        if not _SAFE_NAME.fullmatch(self.name):
+        if not SAFE_NAME.fullmatch(self.name):
             raise ValueError(f"unsafe file name {self.name!r}")
         return self
 

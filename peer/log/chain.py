@@ -14,7 +14,7 @@ from pathlib import Path
 
 from configs import RunSpec
 from configs.schema import canonical_json
-from peer.durable import sync_folder, write_durably
+from peer.durable import sync, write_durably
 from peer.errors import CommonweightsError, VerificationError
 from peer.identity import PeerId
 from peer.log.accounting import Accounts
@@ -156,7 +156,7 @@ class Log:
         if self.folder is not None:
             for entry in reversed(undone):
                 (self.folder / _file_name(entry.round)).unlink(missing_ok=True)
-            sync_folder(self.folder)
+            sync(self.folder)
         self.entries, self.accounts = branch.entries[: shared + 1], branch.branch(shared).accounts
         for entry in branch.entries[shared + 1 :]:
             self._store(entry)

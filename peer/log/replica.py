@@ -173,6 +173,10 @@ class Replica:
             await self.fetch_payloads(self.log.entries[self.state.round + 1])
             await self.apply_next()
 
+    def copy(self) -> asyncio.Future[State]:
+        """The state as it is when everything begun before this call is done, in memory of its own."""
+        return asyncio.get_running_loop().run_in_executor(self._thread, self.state.copy)
+
     async def compute(self, function: Callable[..., T], *arguments: object) -> T:
         """Run something heavy in the thread that owns the state."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)

@@ -48,6 +48,9 @@ class State:
         """Room for a state that is about to be filled by `load_chunk`."""
         return cls.initial(torch.empty(parameters, dtype=torch.float32), with_momentum)
 
+    def copy(self) -> State:
+        return State(self.round, self.theta.clone(), None if self.momentum is None else self.momentum.clone())
+
     @property
     def state_bytes(self) -> int:
         return sum(len(view) for view in self._views())

@@ -32,6 +32,7 @@ class Provenance:
     data: str  # the source, as the run names it
     data_license: str
     contributors: Sequence[Contributor] = ()
+    record_hash: str = ""
     eval_loss: float | None = None  # mean nats per token on the held-out rows
 
 
@@ -49,6 +50,7 @@ def render(spec: RunSpec, provenance: Provenance, *, parameters: int, vocab_size
         ("Held-out loss", _loss(provenance.eval_loss)),
         ("Data", _plain(provenance.data)),
         ("License of the data", _plain(provenance.data_license)),
+        ("Started from", _plain(spec.model.initial_weights) or "random weights"),
         ("State digest", f"`{_plain(provenance.state_digest)}`"),
     ]
     front_matter = [
