@@ -6,7 +6,9 @@ A folder `checkpoints/round-000010` is either a whole checkpoint or not there. W
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -14,7 +16,7 @@ from pathlib import Path
 
 from coordinator.evaluate import Evaluation
 from coordinator.settings import CheckpointSettings
-from peer.checkpoints.manifest import MANIFEST_FILE, Checkpoint, seal
+from peer.checkpoints.manifest import Checkpoint, seal
 from peer.data.manifest import Manifest
 from peer.errors import VerificationError
 from peer.identity import Identity, PeerId
@@ -147,9 +149,13 @@ def superfluous(rounds: Sequence[int], settings: CheckpointSettings) -> list[int
 
 
 def drop(folder: Path) -> None:
-    """Delete a checkpoint's folder; the manifest first, so that nothing in between passes for a checkpoint."""
-    (folder / MANIFEST_FILE).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    """Delete a checkpoint's folder, out of sight first: nothing in between passes for a checkpoint, and what a kill
+    leaves is cleared away at the next start."""
+    leaving = folder.with_name(f".{folder.name}.replaced")
+    shutil.rmtree(leaving, ignore_errors=True)  # of a kill
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(folder, leaving)
+    shutil.rmtree(leaving, ignore_errors=True)
 
 
 def checkpoints_in(folder: Path, log: Log) -> dict[int, Checkpoint]:
