@@ -111,6 +111,7 @@ def test_the_run_is_entered_without_the_coordinator(internet: netns.Internet, tm
     until(lambda: records(tmp_path / "carol") >= 3 and contributed("alice", tmp_path / "carol", 0), "both contribute")
     ticket = tmp_path / "carol" / "ticket.txt"
     until(lambda: ticket.exists() and "/p2p/" in str(Ticket.parse(str(ticket)).swarm_addresses), "her ticket names her")
+    until(lambda: knows("alice", "carol", tmp_path), "she knows whom to ask at her next start")
     for program in (leading, alice):
         os.killpg(program.process.pid, signal.SIGKILL)
     alice = join(homes[0], tmp_path / "alice", folder / "ticket.txt")
@@ -126,6 +127,11 @@ def test_the_run_is_entered_without_the_coordinator(internet: netns.Internet, tm
         assert program.process.poll() is None
         text = program.err.read_text()
         assert "Traceback" not in text, text
+
+
+def knows(name: str, other: str, folder: Path) -> bool:
+    contacts = folder / name / "contacts.json"
+    return contacts.exists() and str(Identity.load(folder / other / "identity.key").peer_id) in contacts.read_text()
 
 
 def contributed(name: str, witness: Path, since: int) -> bool:

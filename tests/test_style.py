@@ -23,6 +23,8 @@ FILES = [
     if not re.search(r"_pb2(_grpc)?$", path.stem)
 ]
 TESTS = [path for path in FILES if path.name.startswith("test_")]
+# While tests are collected one thread runs: beside others parsing fails now and then, before Python 3.11.8 (gh-106905).
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
 HEAVY = ("torch", "hivemind", "transformers", "datasets", "accelerate", "pyarrow", "sqlalchemy", "starlette")
 # What decides, refuses or answers --help: imported by tools and tests that must not wait for torch.
@@ -71,11 +73,11 @@ def test_files_are_small_and_introduced(path: Path) -> None:
     limit = 650 if path in TESTS else 450
     assert len(text.splitlines()) <= limit, f"{name(path)} has outgrown {limit} lines; split it by responsibility"
     if text.strip():
-        assert ast.get_docstring(ast.parse(text)), f"{name(path)}: say at the top what this module is"
+        assert ast.get_docstring(TREES[path]), f"{name(path)}: say at the top what this module is"
 
 
 def claims_in(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(TREES[path]):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
             yield node
 

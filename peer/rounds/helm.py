@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 GOSSIPED = 2  # nodes that are asked now and then for no reason
 REFRESH_SECONDS = 10.0  # between two looks into the DHT for nodes that can be dialled
+ALONE_SECONDS = 2.0  # the same while it knows of none but the coordinator
 DAMAGED_SECONDS = 60.0  # for which it listens when its log is damaged
 OBSERVE_SECONDS = 1.5  # for which a coordinator that comes back listens before it leads
 LINGER_SECONDS = 15.0  # for which a leader stays after the end, so that others fetch the last record
@@ -111,7 +112,8 @@ class Helm:
 
     async def _once(self) -> None:
         try:
-            if self._is_due("refresh", min(REFRESH_SECONDS, self.silence_seconds)):
+            alone = not self.contacts.addresses.keys() - {self.own, self.coordinator}
+            if self._is_due("refresh", ALONE_SECONDS if alone else min(REFRESH_SECONDS, self.silence_seconds)):
                 guests = {peer: guest.presence for peer, guest in self.leader.guests.items()}
                 self._beside.start(self.neighbours.refresh(guests))
             if self.leader.leading:
