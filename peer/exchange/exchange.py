@@ -24,7 +24,7 @@ from protos.swarm_pb2 import BlobRequest
 
 MAX_REQUEST_BYTES = 128
 MAX_SERVED = 256  # streams at once, to all, those of frozen peers included
-MAX_SERVED_PER_PEER = 4
+MAX_SERVED_PER_PEER = 16  # a round of contributions, asked for at once
 MIN_MOVING = 4  # streams that get somewhere, at once, on the slowest uplink
 STREAM_BYTES_PER_SECOND = (
     128 * 1024
