@@ -269,6 +269,7 @@ async def test_a_full_disk_reaches_the_caller(new_peer: NewPeer, monkeypatch: py
 
 async def test_serving_has_limits(new_peer: NewPeer, network: MemoryNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     """One requester gets a few streams at once, then a refusal; another one is still served; all slots come back."""
+    monkeypatch.setattr(peer.exchange.exchange, "MIN_MOVING", 100)  # the limit here is the one of a peer
     donor = new_peer(upload_bytes_per_second=100_000)
     blob = donor.store.put(os.urandom(SEGMENT_BYTES))
     greedy, modest = network.node(), network.node()
