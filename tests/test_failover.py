@@ -9,11 +9,12 @@ from typing import Any, cast
 import pytest
 
 from configs import RunSpec
+from coordinator.api.admin import AdminService
 from peer.errors import VerificationError
 from peer.identity import PeerId
 from peer.log.verify import verify
 from peer.swarm import Handler
-from protos import log_pb2, swarm_pb2
+from protos import coordinator_pb2, log_pb2, swarm_pb2
 from protos.signing import body_hash, open_signed, sign
 from tests.in_memory import Swarm, tiny_spec
 
@@ -74,6 +75,24 @@ async def stop_all(swarm: Swarm) -> None:
     for name in swarm.nodes:
         swarm.nodes[name].stop()
     await swarm.until(lambda: all(task.done() for task in swarm.tasks.values()), "peers have left")
+
+
+async def test_what_the_organiser_orders_while_another_leads_happens_when_the_coordinator_does(tmp_path: Path) -> None:
+    """A coordinator that comes back is asked for the end at once: it says when, leads, and signs the last record."""
+    async with Swarm(tmp_path, long_spec()) as swarm:
+        swarm.start("one", "two")
+        await swarm.begin(2)
+        await swarm.until(lambda: swarm.head() >= 2, "round 2")
+        await swarm.kill_coordinator()
+        killed_at = swarm.nodes["one"].replica.log.head.round
+        await swarm.until(lambda: swarm.nodes["one"].replica.log.head.round > killed_at, "a round under a peer")
+        await swarm.start_coordinator()
+        reply = await AdminService(swarm.coordinator).Finish(coordinator_pb2.FinishRequest(), None)
+        assert "another node leads" in reply.message and not swarm.coordinator.log.finished
+        await swarm.finish()
+        log = swarm.coordinator.log
+        assert log.head.record.final and log.head.signed.signer == swarm.coordinator.swarm.peer_id.public_key
+        assert {node.replica.log.head.hash for node in swarm.nodes.values()} == {log.head.hash}
 
 
 @pytest.mark.parametrize("with_coordinator", [True, False], ids=["one half has the coordinator", "neither has"])

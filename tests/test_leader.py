@@ -28,6 +28,26 @@ async def test_two_peers_make_a_round(tmp_path: Path) -> None:
         assert len(run.log.head.contributions) == 2
 
 
+async def test_an_end_that_was_ordered_while_another_led_keeps_the_open_rounds_work(tmp_path: Path) -> None:
+    """It takes effect when this node leads again: it waits for those who were here, merges what they have, and ends."""
+    timing = {"heartbeat_seconds": 1.0, "silence_seconds": 10, "first_deadline_seconds": 10}
+    async with small_run(tmp_path, timing=timing) as run:
+        peer, leader = run.stranger(), run.leader
+        await peer.heartbeat()
+        assert (await peer.settled(peer.offer(payload(1)))).fetched
+        await run.until_round(1)
+        leader.resign()
+        await run.lead
+        leader.finish()
+        assert not run.log.finished and not leader.leading
+        leader.begin(term=2)
+        run.lead = asyncio.create_task(leader.lead())
+        await peer.heartbeat(tokens=4 * run.log.spec.data.sequence_length)
+        assert (await peer.settled(peer.offer(payload(2)))).fetched
+        await run.until_round(3)
+        assert [len(entry.contributions) for entry in run.log.entries[1:]] == [1, 1, 0] and run.log.finished
+
+
 async def test_a_size_that_is_not_the_payloads_is_refused_although_the_payload_is_here(tmp_path: Path) -> None:
     """Otherwise every other peer would wait for so many bytes for ever, and the run with them."""
     async with small_run(tmp_path) as run:

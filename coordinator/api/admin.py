@@ -14,6 +14,8 @@ from peer.log.chain import Log
 from peer.rounds.leader import Leader
 from protos import coordinator_pb2, coordinator_pb2_grpc
 
+ELSEWHERE = "another node leads at the moment"
+
 
 class Governed(Protocol):
     """What the organiser governs."""
@@ -36,6 +38,10 @@ class AdminService(coordinator_pb2_grpc.AdminServicer):
     async def Pause(self, request: coordinator_pb2.PauseRequest, context: Any) -> coordinator_pb2.AdminReply:
         self._check_running()
         self.run.leader.pause(True)  # the recorder notes it
+        if not self.run.leader.leading:
+            return coordinator_pb2.AdminReply(
+                message=f"{ELSEWHERE}; the run pauses as soon as the coordinator does again"
+            )
         return coordinator_pb2.AdminReply(message="paused: no round closes until it is resumed")
 
     async def Resume(self, request: coordinator_pb2.ResumeRequest, context: Any) -> coordinator_pb2.AdminReply:
@@ -80,9 +86,9 @@ class AdminService(coordinator_pb2_grpc.AdminServicer):
 
     async def Finish(self, request: coordinator_pb2.FinishRequest, context: Any) -> coordinator_pb2.AdminReply:
         self._check_running()
-        if not self.run.leader.leading:
-            raise Refused("another node leads the run at the moment; try again when the coordinator leads")
         self.run.leader.finish()
+        if not self.run.leader.leading:
+            return self._done(f"{ELSEWHERE}; the run ends as soon as the coordinator does again")
         return self._done("the open round is the last one; the run ends with it")
 
     def _check_running(self) -> None:

@@ -53,6 +53,7 @@ class Leader:
     swarm: Swarm
     identity: Identity
     paused: bool = False
+    ending: bool = False
     on_event: Callable[[str], None] = lambda text: None  # one line for people
     on_step: Callable[[sequencer.Event, list[sequencer.Effect]], None] = lambda event, effects: None  # before effects
     guests: dict[PeerId, Guest] = field(default_factory=dict)
@@ -96,13 +97,14 @@ class Leader:
     async def lead(self) -> None:
         """Until the run is finished or somebody else leads; after `begin`. Can be cancelled."""
         try:
-            self._finish_if_due()
+            if is_due(self.replica.log):
+                self._finish_if_due()
             while self.leading and not (self.replica.log.finished and self.applied.is_set()):
                 if self._failure is not None:
                     raise self._failure
                 if self.is_awake():
                     self.step(sequencer.Tick())
-                    if self.state.ending and not self.state.round_tokens:
+                    if self.state.ending and self.state.nothing_to_wait_for(asyncio.get_running_loop().time()):
                         self._finish_if_due()
                 if time.monotonic() >= self._announce_at:
                     self._announce()
@@ -148,6 +150,7 @@ class Leader:
             leases=LeaseBook.take_over(cursor, accepted, min(rank, MAX_RANK) * rules.gap_sequences, until),
             leases_from=now + (3 * rules.heartbeat_seconds if log.head.round else 0),
             paused=self.paused,
+            ending=self.ending,
         )
 
     def is_awake(self) -> bool:
@@ -174,7 +177,9 @@ class Leader:
         self.bump()
 
     def finish(self) -> None:
-        """End the run with the open round, whatever is missing of its rounds and tokens. For the coordinator alone."""
+        """End the run with the open round, whatever is missing of its rounds and tokens; when another node leads, with
+        the first round that this one does. For the coordinator alone."""
+        self.ending = True
         self.step(sequencer.End())
         self.bump()
 

@@ -167,6 +167,10 @@ class Sequencer:
         longest = max(self.rules.max_seconds, self.rules.first_deadline_seconds)
         return min(max(adaptive, 2 * self.rules.heartbeat_seconds), longest)
 
+    def nothing_to_wait_for(self, now: float) -> bool:
+        """Whether no peer has work in the open round; not known before those who were here have been heard of."""
+        return not self.round_tokens and now >= self.leases_from
+
     def in_words(self, now: float) -> str:
         """What the round is waiting for, for people."""
         expected = len(self.submissions) + len(self._missing())
