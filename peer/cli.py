@@ -153,6 +153,24 @@ def receipt(
 
 
 @app.command()
+def download(
+    ticket: TicketArgument,
+    folder: Annotated[Path, typer.Option("--dir", help="The checkpoint comes into a folder below this one.")] = Path(),
+    round_: Annotated[int, typer.Option("--round", min=0, help="Of this round; 0: the newest.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch a checkpoint from the coordinator and check it; the same command goes on where it broke off."""
+    from peer.checkpoints.download import download_with_progress
+    from peer.ticket import Ticket
+
+    found = download_with_progress(Ticket.parse(ticket), folder, round_)
+    if as_json:
+        print_json({"checkpoint": str(found)})
+    else:
+        typer.echo(found)
+
+
+@app.command()
 def verify(
     target: Annotated[
         str, typer.Argument(metavar="DIR", help="Folder of a demo, serve or join; or a checkpoint's folder or URL.")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
@@ -146,33 +145,20 @@ class RunClient:
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
-    async def download(self, folder: Path, round_: int = 0) -> Path:
-        """A checkpoint (0: the newest) into `folder`/round-NNNNNN; files that are there are completed, not fetched
-        again. Whether they are what the run made is for the checkpoint's own manifest to say.
-        """
+    async def checkpoint(self, round_: int = 0) -> coordinator_pb2.GetCheckpointReply:
+        """A checkpoint (0: the newest) and its files; `peer.checkpoints.download` fetches and checks them."""
         request = coordinator_pb2.GetCheckpointRequest(run_id=self.ticket.run_id, round=round_)
-        found: coordinator_pb2.GetCheckpointReply = await self.call("GetCheckpoint", request)
-        target = folder / f"round-{found.checkpoint.round:06d}"
-        for file in found.files:
-            path = (target / file.name).resolve()
-            if not path.is_relative_to(target.resolve()):
-                raise Refused(f"the coordinator names a file outside of the checkpoint: {file.name!r}")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            await self._download(found.checkpoint.round, file, path)
-        return target
+        reply: coordinator_pb2.GetCheckpointReply = await self.call("GetCheckpoint", request)
+        return reply
 
-    async def _download(self, round_: int, file: coordinator_pb2.CheckpointFile, path: Path) -> None:
-        have = path.stat().st_size if path.exists() else 0
-        if have == file.size_bytes and have:
-            return
+    async def read(self, round_: int, name: str, offset: int = 0) -> AsyncIterator[bytes]:
+        """The bytes of a file of the checkpoint of `round_`, from `offset` on, in pieces. A server that goes away ends
+        them with an error, never early."""
         request = coordinator_pb2.DownloadCheckpointRequest(
-            run_id=self.ticket.run_id, round=round_, name=file.name, offset=have if have < file.size_bytes else 0
+            run_id=self.ticket.run_id, round=round_, name=name, offset=offset
         )
-        with path.open("ab" if request.offset else "wb") as content:
-            async for part in self._stream("DownloadCheckpoint", request):
-                content.write(part.data)
-        if path.stat().st_size != file.size_bytes:
-            raise UnreachableError(f"{file.name}: the download broke off; the same command goes on from there")
+        async for part in self._stream("DownloadCheckpoint", request):
+            yield part.data
 
     # --- the organiser ----------------------------------------------------------------------------------------------
 

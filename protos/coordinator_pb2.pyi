@@ -365,16 +365,24 @@ class ListCheckpointsRequest(_message.Message):
     def __init__(self, run_id: _Optional[bytes] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
 
 class Checkpoint(_message.Message):
-    __slots__ = ("round", "time_seconds", "location", "size_bytes")
+    __slots__ = ("round", "time_seconds", "location", "size_bytes", "tokens", "eval_loss", "record_hash", "state_digest")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     TIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
     LOCATION_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    EVAL_LOSS_FIELD_NUMBER: _ClassVar[int]
+    RECORD_HASH_FIELD_NUMBER: _ClassVar[int]
+    STATE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     round: int
     time_seconds: float
     location: str
     size_bytes: int
-    def __init__(self, round: _Optional[int] = ..., time_seconds: _Optional[float] = ..., location: _Optional[str] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+    tokens: int
+    eval_loss: float
+    record_hash: bytes
+    state_digest: bytes
+    def __init__(self, round: _Optional[int] = ..., time_seconds: _Optional[float] = ..., location: _Optional[str] = ..., size_bytes: _Optional[int] = ..., tokens: _Optional[int] = ..., eval_loss: _Optional[float] = ..., record_hash: _Optional[bytes] = ..., state_digest: _Optional[bytes] = ...) -> None: ...
 
 class ListCheckpointsReply(_message.Message):
     __slots__ = ("checkpoints", "next_page_token")
@@ -393,12 +401,18 @@ class GetCheckpointRequest(_message.Message):
     def __init__(self, run_id: _Optional[bytes] = ..., round: _Optional[int] = ...) -> None: ...
 
 class CheckpointFile(_message.Message):
-    __slots__ = ("name", "size_bytes")
+    __slots__ = ("name", "size_bytes", "sha256", "blake3", "resuming")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    BLAKE3_FIELD_NUMBER: _ClassVar[int]
+    RESUMING_FIELD_NUMBER: _ClassVar[int]
     name: str
     size_bytes: int
-    def __init__(self, name: _Optional[str] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+    sha256: bytes
+    blake3: bytes
+    resuming: bool
+    def __init__(self, name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ..., blake3: _Optional[bytes] = ..., resuming: bool = ...) -> None: ...
 
 class GetCheckpointReply(_message.Message):
     __slots__ = ("checkpoint", "files")

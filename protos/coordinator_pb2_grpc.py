@@ -187,7 +187,7 @@ class CoordinatorServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetCheckpoint(self, request, context):
-        """The files of one checkpoint.
+        """One checkpoint and its files, with sizes and hashes as its manifest has them, which the coordinator signed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -94,7 +94,7 @@ class CoordinatorStub:
         protos.coordinator_pb2.GetCheckpointRequest,
         protos.coordinator_pb2.GetCheckpointReply,
     ]
-    """The files of one checkpoint."""
+    """One checkpoint and its files, with sizes and hashes as its manifest has them, which the coordinator signed."""
 
     DownloadCheckpoint: grpc.UnaryStreamMultiCallable[
         protos.coordinator_pb2.DownloadCheckpointRequest,
@@ -179,7 +179,7 @@ class CoordinatorAsyncStub:
         protos.coordinator_pb2.GetCheckpointRequest,
         protos.coordinator_pb2.GetCheckpointReply,
     ]
-    """The files of one checkpoint."""
+    """One checkpoint and its files, with sizes and hashes as its manifest has them, which the coordinator signed."""
 
     DownloadCheckpoint: grpc.aio.UnaryStreamMultiCallable[
         protos.coordinator_pb2.DownloadCheckpointRequest,
@@ -288,7 +288,7 @@ class CoordinatorServicer(metaclass=abc.ABCMeta):
         request: protos.coordinator_pb2.GetCheckpointRequest,
         context: _ServicerContext,
     ) -> typing.Union[protos.coordinator_pb2.GetCheckpointReply, collections.abc.Awaitable[protos.coordinator_pb2.GetCheckpointReply]]:
-        """The files of one checkpoint."""
+        """One checkpoint and its files, with sizes and hashes as its manifest has them, which the coordinator signed."""
 
     @abc.abstractmethod
     def DownloadCheckpoint(

@@ -35,6 +35,7 @@ async with RunClient(Ticket.parse("cw1...")) as run:
     status = await run.status()
     async for row in run.ledger():
         print(row.name, row.credit_tokens)
+    folder = await download(run, Path("checkpoints"))  # of peer/checkpoints/download.py: the newest, checked
 ```
 
 A request has at most 64 KiB; whatever takes longer than a minute is given up. What a call is refused with:
@@ -76,7 +77,7 @@ def parse(source: str) -> tuple[str, list[Declaration]]:
             kind = f"{member[1]} {member[2]}" if member[1] else member[2]
             found[-1].lines.append((member[3], kind, " ".join([*comment, member[4] or ""]).strip()))
         comment = []
-    return " ".join(re.findall(r"^//\s?(.*)", top, flags=re.M)), found
+    return " ".join(re.findall(r"^//[ \t]?(.*)", top, flags=re.M)), found
 
 
 def document(source: str) -> str:

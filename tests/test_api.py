@@ -18,6 +18,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from coordinator.api.paging import token
 from coordinator.api.server import MAX_REQUEST_BYTES, served
 from coordinator.api.tls import own_certificate
+from peer.checkpoints.download import download
+from peer.checkpoints.manifest import MANIFEST_FILE
 from peer.client import RunClient
 from peer.errors import UnreachableError, UsageError, VerificationError
 from peer.identity import Identity
@@ -25,6 +27,7 @@ from peer.log.chain import Log
 from peer.log.receipts import check_receipt
 from peer.ticket import Ticket
 from protos import coordinator_pb2, coordinator_pb2_grpc
+from protos.document import SOURCE, parse
 from tests.in_memory import Swarm, tiny_spec
 
 TOKEN = "a-token-for-tests-only"
@@ -151,18 +154,29 @@ async def test_bad_paging_is_refused_with_the_field(channel: grpc.aio.Channel, r
 
 @module_loop
 async def test_health_and_reflection_answer(channel: grpc.aio.Channel) -> None:
-    """The standard health service says SERVING; reflection lists the API with its methods."""
+    """The standard health service says SERVING; reflection lists the services, and of ours each method and each field
+    that docs/api.md has."""
     health = health_pb2_grpc.HealthStub(channel)
-    reply = await health.Check(health_pb2.HealthCheckRequest(service="commonweights.v1.Coordinator"))
-    assert reply.status == health_pb2.HealthCheckResponse.SERVING
+    for name in ("", "commonweights.v1.Coordinator", "commonweights.v1.Admin"):
+        reply = await health.Check(health_pb2.HealthCheckRequest(service=name))
+        assert reply.status == health_pb2.HealthCheckResponse.SERVING
     reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
-    request = reflection_pb2.ServerReflectionRequest(file_containing_symbol="commonweights.v1.Coordinator")
-    async for answer in reflection.ServerReflectionInfo(iter([request])):
-        file = FileDescriptorProto.FromString(answer.file_descriptor_response.file_descriptor_proto[0])
-        assert {method.name for method in file.service[0].method} == set(
-            coordinator_pb2.DESCRIPTOR.services_by_name["Coordinator"].methods_by_name
-        )
-        break
+
+    async def ask(**request: str) -> Any:
+        asked = iter([reflection_pb2.ServerReflectionRequest(**request)])
+        return await anext(aiter(reflection.ServerReflectionInfo(asked)))
+
+    services = {it.name for it in (await ask(list_services="")).list_services_response.service}
+    assert services == {
+        "commonweights.v1.Coordinator", "commonweights.v1.Admin", "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+    }  # fmt: skip
+    answer = await ask(file_containing_symbol="commonweights.v1.Admin")
+    file = FileDescriptorProto.FromString(answer.file_descriptor_response.file_descriptor_proto[0])
+    reflected = {it.name: {method.name for method in it.method} for it in file.service}
+    reflected |= {it.name: {field.name for field in it.field} for it in file.message_type}
+    _, documented = parse(SOURCE.read_text())
+    assert reflected == {it.name: {name for name, _, _ in it.lines} for it in documented}
 
 
 @module_loop
@@ -205,11 +219,9 @@ async def test_a_client_reads_everything_over_tls_and_trusts_nobody_else(run: Sw
             }
             assert len([record async for record in client.records()]) == log.head.round + 1
             (newest, *_) = [item async for item in client.checkpoints()]
-            copied = await client.download(tmp_path / "copy")
+            copied = await download(client, tmp_path / "copy")
             assert copied.name == f"round-{newest.round:06d}"
-            for file in Path(newest.location).rglob("*"):
-                if file.is_file():
-                    assert (copied / file.relative_to(newest.location)).read_bytes() == file.read_bytes()
+            assert same_files(copied, Path(newest.location))
         for wrong, error in ((bytes(32), VerificationError), (b"", UnreachableError)):
             async with RunClient(replace(ticket, certificate_hash=wrong)) as client:
                 with pytest.raises(error):
@@ -217,6 +229,43 @@ async def test_a_client_reads_everything_over_tls_and_trusts_nobody_else(run: Sw
         async with RunClient(replace(ticket, tls=False, certificate_hash=b"")) as client:
             with pytest.raises(UnreachableError):
                 await client.status()
+
+
+@module_loop
+async def test_a_checkpoint_is_fetched_with_the_sizes_and_hashes_that_were_signed(run: Swarm, tmp_path: Path) -> None:
+    """What the API lists is what the signed manifest says; a half file is completed; a changed one is named and leaves
+    no manifest."""
+    log, archive = run.coordinator.log, run.coordinator.archive
+    async with served(run.coordinator, "127.0.0.1", 0, TOKEN) as port:
+        ticket = Ticket(log.run_id, log.origin.coordinator, (f"127.0.0.1:{port}",), ())
+        async with RunClient(ticket) as client:
+            found = await client.checkpoint()
+            newest = archive.newest
+            assert newest is not None
+            signed = {it.name: (it.bytes, it.sha256, it.blake3, it.resuming) for it in newest.manifest.files}
+            listed = {it.name: (it.size_bytes, it.sha256, it.blake3, it.resuming) for it in found.files}
+            assert listed == signed | {MANIFEST_FILE: (len(newest.content), b"", b"", False)}
+            about = found.checkpoint
+            assert (about.round, about.tokens, about.eval_loss, about.size_bytes) == (
+                newest.round, newest.manifest.tokens, newest.manifest.eval_loss, newest.size_bytes,
+            )  # fmt: skip
+            assert (about.record_hash, about.state_digest) == (newest.manifest.record_hash, newest.state_digest)
+            here = tmp_path / f"round-{newest.round:06d}"
+            here.mkdir()
+            weights = (archive.folder_of(newest.round) / "model.safetensors").read_bytes()
+            (here / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+            assert await download(client, tmp_path) == here and same_files(here, archive.folder_of(newest.round))
+            (here / "model.safetensors").write_bytes(bytes(len(weights)))
+            with pytest.raises(VerificationError, match=r"model\.safetensors: changed; delete it"):
+                await download(client, tmp_path)
+            assert not (here / MANIFEST_FILE).exists()
+            (here / "model.safetensors").unlink()
+            assert same_files(await download(client, tmp_path), archive.folder_of(newest.round))
+
+
+def same_files(one: Path, other: Path) -> bool:
+    files = [{it.relative_to(at): it.read_bytes() for it in at.rglob("*") if it.is_file()} for at in (one, other)]
+    return files[0] == files[1]
 
 
 @module_loop

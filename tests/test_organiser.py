@@ -21,8 +21,8 @@ def readable_in(folder: Path, *secrets: str) -> set[str]:
 
 
 def test_an_invite_only_run_over_tls_from_invitation_to_receipt(tmp_path: Path) -> None:
-    """Invite, join, look, void, receipt, verify offline, end: each command does what it says; the ticket carries the
-    certificate's hash; no token is in any log or message."""
+    """Invite, join, look, void, receipt, verify offline, checkpoint, download, end: each command does what it says; the
+    ticket carries the certificate's hash; no token is in any log or message."""
     config = tiny_config(tmp_path, rounds=500)
     config.write_text(config.read_text().replace("[run]", '[run]\naccess = "invite"'))
     folder, said = tmp_path / "run", []
@@ -74,6 +74,8 @@ def test_an_invite_only_run_over_tls_from_invitation_to_receipt(tmp_path: Path) 
             assert "anna" in run("status", str(ticket), "--peer", peer).out
             assert "for anna" in ask("invites")
             assert "round-" in ask("checkpoint")
+            fetched = run("download", str(ticket), "--dir", tmp_path / "fetched", "--json").json["checkpoint"]
+            assert run("verify", fetched, "--run", str(ticket), "--json").json["log_checked"]
             ask("finish")
             ended = server.wait(90)
             assert ended.code == 0 and ended.json["finished"], ended.err

@@ -216,7 +216,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         found = files.checkpoints_in(self.run.archive)
         page = [item for item in found if before is None or item.round < before][:size]
         return coordinator_pb2.ListCheckpointsReply(
-            checkpoints=[_checkpoint(item) for item in page],
+            checkpoints=[rows.checkpoint(item) for item in page],
             next_page_token=token(page[-1].round) if len(page) == size else "",
         )
 
@@ -225,10 +225,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
     ) -> coordinator_pb2.GetCheckpointReply:
         self._check(request.run_id)
         found = files.checkpoint_in(self.run.archive, request.round)
-        return coordinator_pb2.GetCheckpointReply(
-            checkpoint=_checkpoint(found),
-            files=[coordinator_pb2.CheckpointFile(name=name, size_bytes=size) for name, size in found.files.items()],
-        )
+        return coordinator_pb2.GetCheckpointReply(checkpoint=rows.checkpoint(found), files=rows.checkpoint_files(found))
 
     async def DownloadCheckpoint(
         self, request: coordinator_pb2.DownloadCheckpointRequest, context: Any
@@ -261,15 +258,6 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
             raise Refused('this run is open to everybody (run.access = "open"): a ticket is enough')
         admission = await self.run.doorkeeper.redeem(peer, redemption.token)
         return coordinator_pb2.RedeemInviteReply(admission=admission)
-
-
-def _checkpoint(found: files.CheckpointFolder) -> coordinator_pb2.Checkpoint:
-    return coordinator_pb2.Checkpoint(
-        round=found.round,
-        time_seconds=found.time_seconds,
-        location=str(found.path),
-        size_bytes=sum(found.files.values()),
-    )
 
 
 def _bounded(round_: int) -> int:

@@ -1,8 +1,10 @@
-"""Rows of the store as messages of the API."""
+"""Rows of the store, and checkpoints, as messages of the API."""
 
 from __future__ import annotations
 
+from coordinator.api.files import CheckpointFolder
 from coordinator.store import queries
+from peer.checkpoints.manifest import MANIFEST_FILE
 from protos import coordinator_pb2
 
 
@@ -61,3 +63,30 @@ def contribution_row(item: queries.Contribution) -> coordinator_pb2.Contribution
         private_data=item.private_data,
         voided_in=item.voided_in or 0,
     )
+
+
+def checkpoint(found: CheckpointFolder) -> coordinator_pb2.Checkpoint:
+    manifest = found.checkpoint.manifest
+    return coordinator_pb2.Checkpoint(
+        round=found.round,
+        time_seconds=found.time_seconds,
+        location=str(found.path),
+        size_bytes=found.checkpoint.size_bytes,
+        tokens=manifest.tokens,
+        eval_loss=manifest.eval_loss,
+        record_hash=manifest.record_hash,
+        state_digest=found.checkpoint.state_digest,
+    )
+
+
+def checkpoint_files(found: CheckpointFolder) -> list[coordinator_pb2.CheckpointFile]:
+    """The manifest, which vouches for the others, is the last."""
+    return [
+        *(
+            coordinator_pb2.CheckpointFile(
+                name=file.name, size_bytes=file.bytes, sha256=file.sha256, blake3=file.blake3, resuming=file.resuming
+            )
+            for file in found.checkpoint.manifest.files
+        ),
+        coordinator_pb2.CheckpointFile(name=MANIFEST_FILE, size_bytes=len(found.checkpoint.content)),
+    ]
