@@ -12,6 +12,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import fsspec
 import pytest
@@ -22,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from coordinator.archive import folder_name, superfluous
 from coordinator.settings import CheckpointSettings
+from coordinator.web import sections
 from peer.checkpoints.fetch import local_copy
 from peer.checkpoints.manifest import MANIFEST_FILE, Checkpoint, seal
 from peer.checkpoints.verification import load_state, verify_checkpoint
@@ -32,6 +35,7 @@ from peer.training.checkpoint import MOMENTUM_FILE
 from protos import log_pb2
 from tests.checkpointed import Run
 from tests.commands import run as command
+from tests.web_server import web_server
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +197,20 @@ def test_a_checkpoint_is_fetched_from_anywhere(made: Path) -> None:
         pass
     with pytest.raises(UsageError, match="Protocol not known"), local_copy("gopher://there"):
         pass
+
+
+def test_the_page_is_a_place_to_fetch_from(made: Path) -> None:
+    """What it links is a whole checkpoint under one URL, over plain HTTP; where there is none, one line says so."""
+    run = Run.make(made)
+    with web_server(made / "checkpoints") as server:
+        server.show(checkpoints=sections.checkpoints(cast(Any, SimpleNamespace(archive=run.archive()))))
+        with local_copy(f"{server.address}/checkpoints/{folder_name(2)}/") as folder:
+            assert verify_checkpoint(folder, run.log).ok
+        with (
+            pytest.raises(UsageError, match="no checkpoint is there"),
+            local_copy(f"{server.address}/checkpoints/{folder_name(1)}"),
+        ):
+            pass
 
 
 @given(st.sets(st.integers(1, 60)).map(sorted), st.integers(1, 5), st.integers(0, 20))

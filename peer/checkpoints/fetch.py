@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import urllib.error
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import fsspec
-
 from peer.checkpoints.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, Checkpoint
+from peer.data.sources import open_below
 from peer.errors import UnreachableError, UsageError
 
 PIECE_BYTES = 1 << 20
@@ -38,25 +38,24 @@ def local_copy(source: str, on_bytes: Callable[[int, int], None] = lambda done, 
         folder = Path(temporary)
         try:
             with _explained(source):
-                files, root = fsspec.core.url_to_fs(source.rstrip("/"))
-                _copy(files, f"{root}/{MANIFEST_FILE}", folder / MANIFEST_FILE, MAX_MANIFEST_BYTES)
+                _copy(source, MANIFEST_FILE, folder, MAX_MANIFEST_BYTES)
         except FileNotFoundError:
             raise UsageError(f"{source}: no checkpoint is there ({MANIFEST_FILE} is missing)") from None
         checkpoint = Checkpoint.load(folder)
         done = 0
         for file in checkpoint.manifest.files:
             with _explained(source), contextlib.suppress(FileNotFoundError):  # what is missing, verification names
-                _copy(files, f"{root}/{file.name}", folder / file.name, file.bytes)
+                _copy(source, file.name, folder, file.bytes)
             done += file.bytes
             on_bytes(done, checkpoint.size_bytes)
         yield folder
 
 
-def _copy(files: fsspec.AbstractFileSystem, path: str, target: Path, most: int) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with files.open(path, "rb") as source, target.open("wb") as out:
+def _copy(source: str, name: str, folder: Path, most: int) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    with open_below(source.rstrip("/"), name) as stream, (folder / name).open("wb") as out:
         left = most + 1  # one more: a file that is too long shows
-        while left and (piece := source.read(min(PIECE_BYTES, left))):
+        while left and (piece := stream.read(min(PIECE_BYTES, left))):
             out.write(piece)
             left -= len(piece)
 
@@ -67,6 +66,10 @@ def _explained(source: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            raise FileNotFoundError(source) from None
+        raise UnreachableError(f"{source}: cannot be fetched: {error}") from None
     except ImportError as error:
         raise UsageError(f"{source}: {error}; install it with pip") from None
     except ValueError as error:

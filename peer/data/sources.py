@@ -56,26 +56,29 @@ class LocationSource:
         return Manifest.from_json(text, source=f"{self.location}/{FILE_NAME}")
 
     def _read(self, name: str, limit: int) -> bytes:
-        with _explained(f"{self.location}/{name}"), self._open(name) as stream:
+        with _explained(f"{self.location}/{name}"), open_below(self.location, name) as stream:
             return stream.read(limit)
 
     def _download(self, name: str, target: Path, size: int) -> None:
-        with _explained(f"{self.location}/{name}"), self._open(name) as stream, target.open("wb") as out:
+        place = f"{self.location}/{name}"
+        with _explained(place), open_below(self.location, name) as stream, target.open("wb") as out:
             left = size + 1  # one byte more than there should be: a longer file shows, and cannot fill the disk
             while left and (piece := stream.read(min(1 << 20, left))):
                 out.write(piece)
                 left -= len(piece)
 
-    def _open(self, name: str) -> IO[bytes]:
-        if "://" not in self.location:
-            return Path(self.location, name).expanduser().open("rb")
-        if self.location.startswith(("http://", "https://")):  # fsspec would need two more packages for these
-            answer: IO[bytes] = urllib.request.urlopen(f"{self.location}/{name}", timeout=_TIMEOUT_SECONDS)
-            return answer
-        import fsspec
 
-        opened: IO[bytes] = fsspec.open(f"{self.location}/{name}", "rb").open()
-        return opened
+def open_below(location: str, name: str) -> IO[bytes]:
+    """Open a file below a path or URL for reading. Raises whatever what lies behind it raises."""
+    if "://" not in location:
+        return Path(location, name).expanduser().open("rb")
+    if location.startswith(("http://", "https://")):  # fsspec would need two more packages for these
+        answer: IO[bytes] = urllib.request.urlopen(f"{location}/{name}", timeout=_TIMEOUT_SECONDS)
+        return answer
+    import fsspec
+
+    opened: IO[bytes] = fsspec.open(f"{location}/{name}", "rb").open()
+    return opened
 
 
 @contextmanager
