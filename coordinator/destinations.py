@@ -6,7 +6,9 @@ written last and deleted first; on the Hub a checkpoint is one commit, and a tag
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -44,7 +46,7 @@ class Stored:
 class Destination(Protocol):
     """Called from one thread at a time. What fails raises whatever the library behind it raises."""
 
-    name: str
+    name: str  # for people, without secrets
 
     def stored(self, run_id: bytes) -> list[Stored]:
         """The complete checkpoints of the run that are there. Raises OtherRun."""
@@ -59,6 +61,12 @@ class Destination(Protocol):
         ...
 
 
+def without_secrets(text: str) -> str:
+    """What may be shown: passwords and query strings of the URLs in it are blotted out."""
+    text = re.sub(r"(?<=://)([^\s/:@]*):[^\s/]*@", r"\1:***@", text)
+    return re.sub(r"(://[^\s?]*\?)[^\s'\"]*", r"\1***", text)
+
+
 def destination(url: str, settings: CheckpointSettings) -> Destination:
     """What a URL of the settings means.
 
@@ -67,62 +75,76 @@ def destination(url: str, settings: CheckpointSettings) -> Destination:
     """
     if url.startswith(HUB):
         return HubDestination(url, settings.private)
+    name, (scheme, _, _) = without_secrets(url), url.partition("://")
     try:
-        files, root = fsspec.core.url_to_fs(url.rstrip("/"))
+        fsspec.get_filesystem_class(scheme)
     except ImportError as error:
-        raise UsageError(f"checkpoints.upload: {url}: {error}; install it with pip") from None
+        raise UsageError(f"checkpoints.upload: {name}: {error}; install it with pip") from None
     except ValueError as error:
-        raise UsageError(f"checkpoints.upload: {url}: {error}") from None
-    return FolderDestination(url, files, root, settings.upload_mbit)
+        raise UsageError(f"checkpoints.upload: {name}: {error}") from None
+    return FolderDestination(url, settings.upload_mbit)
 
 
 class FolderDestination:
-    """A folder per checkpoint below `root`, named as in the run's own folder."""
+    """A folder per checkpoint below `url`, named as in the run's own folder.
 
-    def __init__(self, name: str, files: fsspec.AbstractFileSystem, root: str, upload_mbit: float) -> None:
-        self.name = name
-        self.files = files
-        self.root = root
+    Connected at the first use, and again after an error: a place that is away keeps no coordinator from starting.
+    """
+
+    def __init__(self, url: str, upload_mbit: float) -> None:
+        self.url = url.rstrip("/")
+        self.name = without_secrets(url)
         self.bytes_per_second = upload_mbit * 1e6 / 8
+        self._place: tuple[fsspec.AbstractFileSystem, str] | None = None
+
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
+        """The file system, and the path of `url` in it."""
+        if self._place is None:
+            self._place = fsspec.core.url_to_fs(self.url, skip_instance_cache=True)
+        try:
+            yield self._place
+        except Exception:
+            self._place = None
+            raise
 
     def stored(self, run_id: bytes) -> list[Stored]:
-        self.files.invalidate_cache()
-        found = []
-        try:
-            paths = self.files.ls(self.root, detail=False)
-        except FileNotFoundError:
-            return []
-        for path in sorted(str(path).rstrip("/") for path in paths):
-            if not path.rpartition("/")[2].startswith("round-"):
-                continue
+        with self.connected() as (files, root):
+            files.invalidate_cache()
             try:
-                checkpoint = Checkpoint.parse(self.files.cat_file(f"{path}/{MANIFEST_FILE}"))
-            except (FileNotFoundError, VerificationError):
-                continue  # half a checkpoint: written again, or left alone
-            _check_run(self.name, checkpoint, run_id)
-            found.append(Stored(checkpoint.round, checkpoint.manifest.record_hash.hex()))
-        return found
+                paths = files.ls(root, detail=False)
+            except FileNotFoundError:
+                return []
+            names = sorted(str(path).rstrip("/") for path in paths)
+            folders = [path for path in names if path.rpartition("/")[2].startswith("round-")]
+            return [stored for path in folders if (stored := self._complete(files, path, run_id))]
+
+    def _complete(self, files: fsspec.AbstractFileSystem, path: str, run_id: bytes) -> Stored | None:
+        try:
+            checkpoint = Checkpoint.parse(files.cat_file(f"{path}/{MANIFEST_FILE}"))
+        except (FileNotFoundError, VerificationError):
+            return None  # half a checkpoint: written again, or left alone
+        _check_run(self.name, checkpoint, run_id)
+        return Stored(checkpoint.round, checkpoint.manifest.record_hash.hex())
 
     def put(self, folder: Path, checkpoint: Checkpoint, on_bytes: Callable[[int], None]) -> None:
-        target = f"{self.root}/{folder_name(checkpoint.round)}"
-        self._remove(f"{target}/{MANIFEST_FILE}")
-        for file in checkpoint.manifest.files:
-            path = f"{target}/{file.name}"
-            self.files.makedirs(path.rpartition("/")[0], exist_ok=True)
-            with (folder / file.name).open("rb") as source, self.files.open(path, "wb") as out:
-                for piece in self._pieces(source):
-                    out.write(piece)
-                    on_bytes(len(piece))
-        self.files.pipe_file(f"{target}/{MANIFEST_FILE}", checkpoint.content)
+        with self.connected() as (files, root):
+            target = f"{root}/{folder_name(checkpoint.round)}"
+            _remove(files, f"{target}/{MANIFEST_FILE}")
+            for file in checkpoint.manifest.files:
+                path = f"{target}/{file.name}"
+                files.makedirs(path.rpartition("/")[0], exist_ok=True)
+                with (folder / file.name).open("rb") as source, files.open(path, "wb") as out:
+                    for piece in self._pieces(source):
+                        out.write(piece)
+                        on_bytes(len(piece))
+            files.pipe_file(f"{target}/{MANIFEST_FILE}", checkpoint.content)
 
     def drop(self, stored: Stored) -> None:
-        target = f"{self.root}/{folder_name(stored.round)}"
-        self._remove(f"{target}/{MANIFEST_FILE}")
-        self.files.rm(target, recursive=True)
-
-    def _remove(self, path: str) -> None:
-        if self.files.exists(path):
-            self.files.rm_file(path)
+        with self.connected() as (files, root):
+            target = f"{root}/{folder_name(stored.round)}"
+            _remove(files, f"{target}/{MANIFEST_FILE}")
+            files.rm(target, recursive=True)
 
     def _pieces(self, source: Any) -> Iterator[bytes]:
         started, sent = time.monotonic(), 0
@@ -181,6 +203,11 @@ class HubDestination:
     def drop(self, stored: Stored) -> None:
         """The tag goes; the Hub keeps what it named in the history of `main`."""
         self.api.delete_tag(self.repository, tag=_tag(stored))
+
+
+def _remove(files: fsspec.AbstractFileSystem, path: str) -> None:
+    if files.exists(path):
+        files.rm_file(path)
 
 
 def _tag(stored: Stored) -> str:

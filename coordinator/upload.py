@@ -12,13 +12,14 @@ import contextlib
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 from coordinator.archive import Archive, superfluous
-from coordinator.destinations import Destination, OtherRun, Stopped, Stored
+from coordinator.destinations import Destination, OtherRun, Stopped, Stored, without_secrets
 from peer.background import cancel
 from peer.checkpoints.manifest import Checkpoint
 from peer.log.chain import Log
@@ -169,8 +170,9 @@ class _Line:
 
     def _failed(self, error: Exception) -> None:
         self.failures += 1
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        logger.info("%s: %s", self.destination.name, reason, exc_info=error)
+        reason = without_secrets((str(error).strip().splitlines() or [type(error).__name__])[0])
+        trace = without_secrets("".join(traceback.format_exception(error)))
+        logger.info("%s: %s\n%s", self.destination.name, reason, trace)
         if self.failures in (1, LAST_FAILURES):  # said once, and again when it lasts
             self.uploads.on_event(f"{self.destination.name}: cannot be written, trying again: {reason}")
 

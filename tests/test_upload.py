@@ -120,8 +120,7 @@ class Unreliable(FolderDestination):
     """Breaks off after every eleventh piece; a checkpoint here has eight or nine."""
 
     def __init__(self, name: str) -> None:
-        files, root = fsspec.core.url_to_fs(name)
-        super().__init__(name, files, root, 0.0)
+        super().__init__(name, 0.0)
         self.pieces = 0
         self.half: list[str] = []  # what passed for a checkpoint and was none
 
@@ -137,12 +136,11 @@ class Unreliable(FolderDestination):
 
     def see(self) -> None:
         """Whatever has a manifest at this moment has everything."""
-        for path in self.files.glob(f"{self.root}/*/{MANIFEST_FILE}"):
-            checkpoint = Checkpoint.parse(self.files.cat_file(path))
+        files, root = fsspec.core.url_to_fs(self.url)
+        for path in files.glob(f"{root}/*/{MANIFEST_FILE}"):
+            checkpoint = Checkpoint.parse(files.cat_file(path))
             places = {f"{path.rpartition('/')[0]}/{file.name}": file.bytes for file in checkpoint.manifest.files}
-            self.half += [
-                it for it, size in places.items() if not (self.files.exists(it) and self.files.size(it) == size)
-            ]
+            self.half += [it for it, size in places.items() if not (files.exists(it) and files.size(it) == size)]
 
 
 async def test_a_failing_destination_is_tried_again(run: Run) -> None:
@@ -184,7 +182,7 @@ async def test_stopping_gives_up_what_is_under_way(run: Run) -> None:
     """A slow upload does not keep the coordinator from ending, and leaves no manifest behind."""
     archive = run.archive()
     files, root = fsspec.core.url_to_fs("memory://away")
-    slow = FolderDestination("memory://away", files, root, upload_mbit=0.01)
+    slow = FolderDestination("memory://away", upload_mbit=0.01)
     async with asyncio.timeout(20):
         async with Uploads(archive, [slow]) as uploads:
             while uploads.busy_rounds != {1}:
@@ -212,6 +210,31 @@ def test_wrong_destinations_are_named_at_the_start(url: str, says: str) -> None:
     """A scheme that nobody knows, a repository without an owner: one line with the key."""
     with pytest.raises(UsageError, match=rf"checkpoints.upload: .*{says}"):
         destination(url, CheckpointSettings())
+
+
+class Refusing(MemoryFileSystem):  # type: ignore[misc]
+    """Lets nobody in, and repeats the URL that it was given, as some libraries do."""
+
+    protocol = "refusing"
+    url = "refusing://me:hunter2@host/run?sig=hunter2"
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        raise OSError(f"{self.url}: permission denied")
+
+
+async def test_passwords_in_urls_are_shown_nowhere(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither the events that everybody sees on the page, nor the log, nor a complaint at the start has one; the place
+    can still be told, and that it lets nobody in is no reason not to start."""
+    caplog.set_level("DEBUG")
+    fsspec.register_implementation("refusing", Refusing, clobber=True)
+    async with uploading(run, Refusing.url) as uploads:
+        await finish(uploads)
+        events = uploads.events  # type: ignore[attr-defined]
+        assert any("refusing://me:***@host/run?*** permission denied" in event for event in events)
+        shown = [*events, caplog.text, uploads.lines[0].destination.name]
+    with pytest.raises(UsageError, match="//me:") as refused:
+        destination("gopher://me:hunter2@host/run", CheckpointSettings())
+    assert not [text for text in [*shown, str(refused.value)] if "hunter2" in text]
 
 
 def test_the_hub_needs_a_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
