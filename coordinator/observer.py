@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,9 @@ from peer.log.snapshots import digest_after
 from peer.log.state import State
 
 logger = logging.getLogger(__name__)
+
+SETTLE_SECONDS = 10.0  # for which a checkpoint on demand waits for a state that stands still
+LOOK_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -106,12 +110,14 @@ class Observer:
         Raises:
             CommonweightsError, OSError: it cannot be made now; the text says why.
         """
-        view = await self._view()
-        if view is None:
-            raise CommonweightsError("the state changes just now; try again in a moment")
+        end = time.monotonic() + SETTLE_SECONDS
+        while (view := await self._view()) is None:  # a record is being applied
+            if time.monotonic() > end:
+                raise CommonweightsError("the state changes all the time; try again in a moment")
+            await asyncio.sleep(LOOK_SECONDS)
         await self._look(view, export=True)
         newest = self.archive.newest
-        if newest is None or newest.round != view.last.round:
+        if newest is None or newest.round < view.last.round:
             raise CommonweightsError("the log changed meanwhile; try again in a moment")
         return newest
 

@@ -45,8 +45,10 @@ def _shut_out(facts: Facts, log: Log) -> list[str]:
 def _absent(facts: Facts) -> list[str]:
     if facts.status is not None:
         return []
-    if facts.account is None or facts.account.last_seen is None:
+    if facts.account is None or not (facts.account.last_seen or facts.account.last_round):
         return ["this coordinator has never heard of it: is it running, with this run's ticket?"]
+    if facts.account.last_seen is None:  # it was here for moments, or under another leader
+        return [f"it is not here: its newest contribution was merged in round {facts.account.last_round}"]
     return [f"it is not here: last heard of {duration(max(0.0, facts.now - facts.account.last_seen))} ago"]
 
 
