@@ -141,6 +141,7 @@ def photograph(tab: Tab, server: WebServer, now: dict[str, Any], file: Path, loo
     tab.look(**look)
     tab.open(server.address)
     tab.until("document.querySelectorAll('#board-table tbody tr, #loss-chart canvas').length > 1")
+    tab.evaluate("document.documentElement.style.scrollbarGutter = 'auto'")  # there are no bars in a picture
     tab.look(**{**look, "height": tab.evaluate("document.documentElement.scrollHeight")})
     server.tell(now={**now, "round_tokens": now["round_tokens"] + 1})  # as every second
     tab.evaluate("new Promise((done) => setTimeout(done, 1500))")

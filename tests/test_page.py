@@ -13,6 +13,7 @@ import pytest
 
 from tests.browser import CHROMIUM, Tab, browser
 from tests.commands import Command, free_port, records, running, tiny_config, until
+from tests.web_server import web_server
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)"),
@@ -77,7 +78,8 @@ def tab(run: Run, tmp_path: Path) -> Iterator[Tab]:
 
 
 def test_the_page_shows_a_running_swarm(run: Run, tab: Tab) -> None:
-    """Numbers move, no panel is empty, every chart has ink, nothing jumps, and the console stays silent."""
+    """Numbers move, no panel is empty, every chart has ink, nothing jumps, both losses are shown, and the console stays
+    silent."""
     tab.until("document.querySelector('#connection').dataset.state === 'live'")
     tab.until(f"({PANELS}).length === 0", 60)
     before = json.dumps(
@@ -90,6 +92,9 @@ def test_the_page_shows_a_running_swarm(run: Run, tab: Tab) -> None:
         inked = f"""(() => {{ const it = document.querySelector("{canvas}");
             return it.getContext("2d").getImageData(0, 0, it.width, it.height).data.some((value) => value); }})()"""
         assert tab.evaluate(inked), f"{canvas} is blank"
+    for figure in ("f-loss", "f-eval"):
+        assert float(tab.evaluate(f"document.getElementById('{figure}').textContent")) > 0
+    tab.until("/^live \\d/.test(document.getElementById('f-live').textContent)")
     assert tab.evaluate(SHIFTS) < 0.1
     assert tab.evaluate("document.title").startswith(("Training round", "Closing round"))
     assert tab.complaints == []
@@ -117,6 +122,24 @@ def test_a_leave_a_team_and_a_download(run: Run, tab: Tab, tmp_path: Path) -> No
     members = [peer["credit_tokens"] for peer in credit["peers"] if peer["team"] == "Lund"]
     assert len(members) == 2 and credit["teams"][0]["credit_tokens"] == sum(members)
     until(lambda: downloads(tab), "a listed file can be downloaded before a newer checkpoint replaces it")
+
+
+def test_every_sample_can_be_turned_to(tmp_path: Path) -> None:
+    """Also the second prompt's of one evaluation; a new one does not take the reader's sample away."""
+    texts = [{"round": it // 2, "tokens": 0, "loss": 1.0, "prompt": "x", "text": f"text {it}"} for it in (5, 4, 3, 2)]
+    with web_server(tmp_path) as server, browser(tmp_path / "profile") as tab:
+        server.show(samples={"samples": texts})
+        tab.open(server.address)
+        tab.until("document.getElementById('sample').textContent === 'xtext 5'")
+        seen = []
+        while not tab.evaluate("document.getElementById('sample-older').disabled"):
+            tab.evaluate("document.getElementById('sample-older').click()")
+            seen.append(tab.evaluate("document.getElementById('sample').textContent"))
+        assert seen == ["xtext 4", "xtext 3", "xtext 2"]
+        server.show(samples={"samples": [{**texts[0], "round": 3, "text": "newest"}, *texts]})
+        tab.until("!document.getElementById('sample-newer').disabled")
+        assert tab.evaluate("document.getElementById('sample').textContent") == "xtext 2"
+        assert tab.complaints == []
 
 
 def downloads(tab: Tab) -> bool:

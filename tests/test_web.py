@@ -11,9 +11,12 @@ import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from coordinator.store.history import Kind
 from coordinator.web import sections
 from coordinator.web.publisher import encoded
 from tests.web_server import WebServer, web_server
@@ -120,7 +123,8 @@ def test_only_listed_files_can_be_downloaded(server: WebServer) -> None:
     (folder / "secret").write_text("no")
     (server.folder / "outside").write_text("no")
     files = [{"name": "model.safetensors", "bytes": 7}]
-    server.show(checkpoints={"checkpoints": [{"name": "round-000002", "files": files}]})
+    checkpoint = {"name": "round-000002", "round": 2, "time": 1.0, "bytes": 7, "files": files}
+    server.show(checkpoints={"checkpoints": [checkpoint]})
     answer = server.get("/checkpoints/round-000002/model.safetensors")
     assert answer.body == b"weights" and "attachment" in answer.headers["content-disposition"]
     for path in ("round-000002/secret", "round-000002/../outside", "round-000002/%2e%2e/outside", "..%2foutside/x"):
@@ -183,26 +187,56 @@ def test_a_finished_watcher_is_forgotten(server: WebServer) -> None:
         time.sleep(0.1)
 
 
+FULL = {
+    "now": {
+        **NOW, "live_loss": 1.0, "loss": 1.0, "eval_loss": 1.0, "round_tokens": 1, "tokens_per_second": 1.0, "peers": 1,
+        "contributors": 1, "contributions": 1, "refusals": 1, "term": 0, "eta_seconds": 1.0, "eta_seconds_p90": 2.0,
+        "incidents": dict.fromkeys(get_args(Kind), 0),
+        "copies": [{"destination": "s3://bucket/run", "complete": False, "failures": 2}],
+    },
+    "run": {"target_tokens": 1, "target_rounds": 1, "round_target_tokens": 1, "parameters": 1, "name": "x"},
+    "recent": {"rounds": [{"opened": 1.0, "closing": 2.0, "published": 3.0}]},
+    "checkpoints": {"checkpoints": [{"name": "round-000002", "round": 2, "time": 1.0, "bytes": 7, "files": []}]},
+}  # fmt: skip
+
+
+def samples_of(text: str) -> dict[str, list[dict[str, str]]]:
+    """Labels of every sample, by its name; read by Prometheus' own parser."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append(sample.labels)
+    return found
+
+
 def test_every_metric_is_documented_and_every_documented_metric_exists(server: WebServer) -> None:
-    """docs/page.md lists the names that /metrics answers with, no more and no fewer."""
-    told = set(re.findall(r"^# TYPE (commonweights_\w+)", server.get("/metrics").text, re.M))
-    full = {**NOW, "live_loss": 1.0, "loss": 1.0, "eval_loss": 1.0, "round_tokens": 1, "tokens_per_second": 1.0}
-    full |= {"peers": 1, "contributors": 1, "contributions": 1, "refusals": 1, "term": 0, "eta_seconds": 1.0}
-    run = {"target_tokens": 1, "target_rounds": 1, "round_target_tokens": 1, "parameters": 1, "name": "x"}
-    server.show(run=run, now=full)
-    told |= set(re.findall(r"^# TYPE (commonweights_\w+)", server.get("/metrics").text, re.M))
+    """docs/page.md lists the names that /metrics answers with, no more and no fewer; also of a run that has just
+    begun."""
+    server.show(checkpoints={"checkpoints": []})
+    early = set(samples_of(server.get("/metrics").text))
+    server.show(**FULL)
+    told = set(samples_of(server.get("/metrics").text))
     documented = set(re.findall(r"^\| `(commonweights_\w+)", (ROOT / "docs/page.md").read_text(), re.M))
-    assert told == documented
+    assert told == documented and early < told
 
 
-def test_the_dashboard_uses_metrics_that_exist(server: WebServer) -> None:
-    """Every expression of the Grafana dashboard names documented metrics only."""
+def test_the_dashboard_asks_for_what_is_served(server: WebServer) -> None:
+    """Every expression of the Grafana dashboard names metrics, labels and values of labels that /metrics has."""
+    server.show(**FULL)
+    served = samples_of(server.get("/metrics").text)
     dashboard = json.loads((ROOT / "docker/grafana/commonweights.json").read_text())
-    documented = set(re.findall(r"^\| `(commonweights_\w+)", (ROOT / "docs/page.md").read_text(), re.M))
-    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
-    assert len(expressions) > 8
-    for expression in expressions:
-        assert set(re.findall(r"commonweights_\w+", expression)) <= documented, expression
+    targets = [target for panel in dashboard["panels"] for target in panel["targets"]]
+    assert len(targets) > 20
+    for target in targets:
+        expression, names = target["expr"], re.findall(r"commonweights_\w+", target["expr"])
+        assert names and set(names) <= set(served), expression
+        labels = [labels for name in names for labels in served[name]]
+        known = {key for it in labels for key in it}
+        matched = dict(re.findall(r'(\w+)=~?"([^"]*)"', expression))
+        assert matched.pop("instance") == "$instance", expression  # Prometheus adds that one
+        for key, values in matched.items():
+            assert set(values.split("|")) <= {it.get(key) for it in labels}, expression
+        assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) <= known, expression
 
 
 def test_sections_are_documented(server: WebServer) -> None:

@@ -34,6 +34,8 @@ class BoardCollector:
         yield from _run(self.board)
         yield from _numbers(self.board.get("run"), self.board.get("now"))
         yield from _round_seconds(self.board.get("recent"))
+        yield from _checkpoints(self.board.get("checkpoints").get("checkpoints", []))
+        yield from _copies(self.board.get("now").get("copies", []))
         yield from _peers(self.board.get("peers").get("peers", []))
         yield from _traffic(self.traffic)
 
@@ -56,10 +58,10 @@ def _run(board: Board) -> Iterator[Metric]:
     for kind, count in sorted(now.get("incidents", {}).items()):
         incidents.add_metric([kind], count)
     yield incidents
-    eta = GaugeMetricFamily(PREFIX + "eta_seconds", "Until the run is done, at recent paces", labels=["quantile"])
-    for quantile, key in (("0.5", "eta_seconds"), ("0.9", "eta_seconds_p90")):
+    eta = GaugeMetricFamily(PREFIX + "eta_seconds", "Until the run is done, at recent paces", labels=["percentile"])
+    for percentile, key in (("50", "eta_seconds"), ("90", "eta_seconds_p90")):
         if now.get(key) is not None:
-            eta.add_metric([quantile], now[key])
+            eta.add_metric([percentile], now[key])
     yield eta
 
 
@@ -101,6 +103,31 @@ def _round_seconds(recent: dict[str, Any]) -> Iterator[Metric]:
         family.add_metric(["exchange"], published - (closing or published))
         family.add_metric(["whole"], published - opened)
     yield family
+
+
+def _checkpoints(checkpoints: list[dict[str, Any]]) -> Iterator[Metric]:
+    """How many there are; of the newest, which is the first."""
+    yield GaugeMetricFamily(PREFIX + "checkpoints", "Checkpoints to download", value=len(checkpoints))
+    for newest in checkpoints[:1]:
+        for key, name, words in (
+            ("round", "round", "Round whose weights the newest checkpoint holds"),
+            ("time", "timestamp_seconds", "When the newest checkpoint was complete"),
+            ("bytes", "bytes", "Size of the newest checkpoint"),
+        ):
+            yield GaugeMetricFamily(f"{PREFIX}checkpoint_{name}", words, value=newest[key])
+
+
+def _copies(copies: list[dict[str, Any]]) -> Iterator[Metric]:
+    missing = GaugeMetricFamily(
+        PREFIX + "copies_missing", "1 while a destination lacks a checkpoint, else 0", labels=["destination"]
+    )
+    failures = GaugeMetricFamily(
+        PREFIX + "copy_failures", "How often in a row a destination could not be written", labels=["destination"]
+    )
+    for copy in copies:
+        missing.add_metric([copy["destination"]], float(not copy["complete"]))
+        failures.add_metric([copy["destination"]], copy["failures"])
+    yield from (missing, failures)
 
 
 def _peers(peers: list[dict[str, Any]]) -> Iterator[Metric]:

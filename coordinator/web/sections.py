@@ -10,9 +10,11 @@ import asyncio
 import importlib.metadata
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from coordinator.archive import folder_name
+from coordinator.ledger import team_rows
+from coordinator.store.history import Kind
 from coordinator.web.eta import eta
 from coordinator.web.timeline import RoundMarks, Timeline
 from peer.checkpoints.manifest import MANIFEST_FILE
@@ -38,7 +40,7 @@ ROUNDS_FOR_ETA = 64
 def run(coordinator: Coordinator) -> dict[str, Any]:
     """What never changes while the process lives, and how to join."""
     log, spec = coordinator.log, coordinator.log.spec
-    ticket = str(coordinator.ticket or "")
+    ticket, invited = str(coordinator.ticket or ""), spec.run.access == "invite"
     return {
         "run_id": log.run_id.hex(),
         "name": spec.run.name,
@@ -56,7 +58,8 @@ def run(coordinator: Coordinator) -> dict[str, Any]:
         "data_license": coordinator.evaluator.manifest.license,
         "coordinator": str(log.origin.coordinator),
         "ticket": ticket,
-        "join": f"commonweights join {ticket}" if ticket else "",
+        "access": spec.run.access,
+        "join": f"commonweights join {ticket}{' --invite TOKEN' if invited else ''}" if ticket else "",
         "version": importlib.metadata.version("commonweights"),
     }
 
@@ -100,7 +103,8 @@ def now(coordinator: Coordinator, time: float) -> dict[str, Any]:
         "sequencer": str(sequencer := coordinator.swarm.peer_id if leader.leading else coordinator.link.sequencer),
         "sequencer_name": "the coordinator" if leader.leading else coordinator.names_book.of(sequencer),
         "state_digest": coordinator.replica.digest.hex(),
-        "incidents": dict(coordinator.timeline.counts),
+        "copies": copies(coordinator),
+        "incidents": {kind: coordinator.timeline.counts[kind] for kind in get_args(Kind)},
     }
 
 
@@ -234,14 +238,11 @@ def _round(timeline: Timeline, marks: RoundMarks) -> dict[str, Any]:
 
 
 def leaderboard(coordinator: Coordinator) -> dict[str, Any]:
-    """Credit by peer and by team: accepted tokens over the log, and nothing else."""
+    """Credit by peer and by team: accepted tokens over the log, and nothing else. A team's is what was earned under its
+    name, whatever its members call themselves now."""
     accounts, labels = coordinator.log.accounts, coordinator.names_book
     order = sorted(accounts.peers.items(), key=lambda item: (-item[1].credit_tokens, item[0]))
-    teams: dict[str, tuple[int, int]] = {}
-    for key, account in order:
-        if team := labels.team_of(PeerId(key)):
-            tokens, members = teams.get(team, (0, 0))
-            teams[team] = tokens + account.credit_tokens, members + 1
+    teams = [team for team in team_rows(accounts) if team.team]
     return {
         "total": len(order),
         "tokens": accounts.tokens,
@@ -259,8 +260,8 @@ def leaderboard(coordinator: Coordinator) -> dict[str, Any]:
             for key, account in order[:LEADERS_SHOWN]
         ],
         "teams": [
-            {"team": team, "credit_tokens": tokens, "peers": members}
-            for team, (tokens, members) in sorted(teams.items(), key=lambda item: (-item[1][0], item[0]))[:TEAMS_SHOWN]
+            {"team": team.team, "credit_tokens": team.credit_tokens, "peers": team.peers}
+            for team in teams[:TEAMS_SHOWN]
         ],
     }
 
@@ -282,8 +283,9 @@ def checkpoints(coordinator: Coordinator) -> dict[str, Any]:
             {
                 "name": folder_name(it.round),
                 "round": it.round,
+                "time": it.manifest.time_seconds,
                 "tokens": it.manifest.tokens,
-                "eval_loss": it.manifest.eval_loss,
+                "eval_loss": it.manifest.eval_loss if it.manifest.eval_loss >= 0 else None,
                 "bytes": it.size_bytes,
                 "files": [
                     *({"name": file.name, "bytes": file.bytes} for file in it.manifest.files),
@@ -293,6 +295,18 @@ def checkpoints(coordinator: Coordinator) -> dict[str, Any]:
             for it in reversed(coordinator.archive.checkpoints)
         ]
     }
+
+
+def copies(coordinator: Coordinator) -> list[dict[str, Any]]:
+    """Where checkpoints are copied to, and whether all that should be there are."""
+    return [
+        {
+            "destination": line.destination.name,
+            "complete": line.settled and not line.given_up,
+            "failures": line.failures,  # in a row
+        }
+        for line in coordinator.observer.uploads.lines
+    ]
 
 
 def incidents(coordinator: Coordinator) -> dict[str, Any]:

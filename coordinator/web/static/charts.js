@@ -84,7 +84,7 @@ export function speed({ speed }) {
   const column = (index) => speed.points.map((point) => point[index]);
   const [times, paces, peers] = [column(0), column(1), column(2)];
   draw("speed-chart", [times, paces], () => ({
-    padding: [8, 12, 0, 0],
+    padding: [8, 30, 0, 0], // half a time label stands out on the right
     scales: { y: { range: fromZero } },
     axes: [axis(when, 28, { space: 90 }), axis((u, ticks) => ticks.map(count), 50)],
     series: [{}, { label: "tokens/s", stroke: colour("accent"), width: 2, fill: colour("accent-soft"), points: { show: false } }],
@@ -92,7 +92,7 @@ export function speed({ speed }) {
   }));
   marks = speed.marks;
   draw("peers-chart", [times, peers], () => ({
-    padding: [8, 12, 0, 0],
+    padding: [8, 30, 0, 0], // half a time label stands out on the right
     scales: { y: { range: (u, low, high) => [0, Math.ceil(Math.max(2, high * 1.15))] } },
     axes: [axis(when, 28, { space: 90 }), axis((u, ticks) => ticks.map((it) => (Number.isInteger(it) ? it : "")), 34)],
     series: [{}, { label: "peers", stroke: colour("ink"), width: 2, paths: uPlot.paths.stepped({ align: 1 }), points: { show: false } }],

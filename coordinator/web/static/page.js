@@ -10,7 +10,7 @@ const AGAIN_SECONDS = 4;
 const state = {}; // newest value of each section
 const drawn = {
   run: [panels.run, panels.figures],
-  now: [panels.now, panels.figures, waterfall.draw],
+  now: [panels.now, panels.figures, panels.copies, waterfall.draw],
   peers: [panels.peers],
   losses: [charts.losses],
   speed: [charts.speed],

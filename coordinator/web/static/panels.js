@@ -24,6 +24,8 @@ export function run({ run }) {
   put("run-name", run.name);
   put("run-description", run.description);
   put("join-command", run.join);
+  put("join-words", run.access === "invite" ? "By invitation: the organiser gives you a token. Install Commonweights and run" : "Any computer will do; no account, no open port. Install Commonweights and run");
+  put("download-command", `commonweights download ${location.origin}/ticket`);
   put("fact-parameters", count(run.parameters));
 }
 
@@ -43,6 +45,7 @@ export function figures({ run, now }) {
   put("f-round", count(now.rounds_done));
   put("f-rounds", run.target_rounds ? `of ${count(run.target_rounds)} done` : "done");
   put("f-loss", loss(now.loss));
+  put("f-live", now.live_loss === null || now.state === "finished" ? "nats/token" : `live ${loss(now.live_loss)}`);
   put("f-eval", loss(now.eval_loss));
   put("f-merged", count(now.contributions));
   put("f-refused", now.refusals ? `and ${count(now.refusals)} refused` : "contributions");
@@ -139,7 +142,7 @@ export function leaderboard({ leaderboard }) {
     teams ? [item.team, "who"] : [item.name, "who", item.team],
     [count(item.credit_tokens), "n"],
     [`${((100 * item.credit_tokens) / Math.max(1, leaderboard.tokens)).toFixed(1)} %`, "n"],
-    [teams ? count(item.peers) : item.refused ? `${count(item.contributions)} and ${count(item.refused)} refused` : count(item.contributions), "n"],
+    teams ? [count(item.peers), "n"] : [count(item.contributions), "n", item.refused ? `and ${count(item.refused)} refused` : ""],
   ]));
 }
 
@@ -153,6 +156,12 @@ export function incidents({ incidents }) {
     element("span", {}, it.text))));
 }
 
+export function copies({ now }) {
+  const words = now.copies.map((it) => `${it.destination}: ${it.complete ? "all copied" : it.failures ? "cannot be written at the moment" : "being copied"}`);
+  put("copies", words.join("; "));
+  $("copies").hidden = !words.length;
+}
+
 export function checkpoints({ checkpoints }) {
   const open = new Set([...$("checkpoints").querySelectorAll("details[open]")].map((node) => node.dataset.name));
   hasNone("checkpoints-empty", checkpoints.checkpoints.length === 0);
@@ -164,20 +173,33 @@ export function checkpoints({ checkpoints }) {
       element("ul", { class: "files" }, ...files));
     details.open = open.has(it.name);
     const measured = it.eval_loss === null ? "" : `, held-out loss ${loss(it.eval_loss)}`;
-    const tokens = it.tokens === null ? "" : `after ${count(it.tokens)} tokens${measured}`;
-    return element("li", {}, element("h3", {}, `Round ${count(it.round)}`), element("p", {}, tokens), details);
+    const when = element("time", { datetime: new Date(it.time * 1000).toISOString() }, clock(it.time));
+    return element("li", {}, element("h3", {}, `Round ${count(it.round)}`, when),
+      element("p", {}, `after ${count(it.tokens)} tokens${measured}`), details);
   }));
 }
 
 // --- samples ---------------------------------------------------------------------------------------------------------
 
-let shownRound = null; // null: always the newest
+let shown = null; // {round, place} of the sample that the reader chose; null: always the newest
+
+/** The samples, newest evaluation first; within one, in the order of the prompts, `place` 0 first. */
+function placed(samples) {
+  const seen = new Map();
+  return samples.map((it) => {
+    const place = seen.get(it.round) ?? 0;
+    seen.set(it.round, place + 1);
+    return { ...it, place };
+  });
+}
+
+const chosen = (list) => Math.max(0, list.findIndex((it) => it.round === shown?.round && it.place === shown.place));
 
 export function samples({ samples }) {
-  const list = samples.samples; // newest first
+  const list = placed(samples.samples);
   hasNone("sample-empty", list.length === 0);
   if (!list.length) return;
-  const at = Math.max(0, list.findIndex((it) => it.round === shownRound));
+  const at = chosen(list);
   const it = list[at];
   put("sample-round", it.round ? `after round ${count(it.round)}, held-out loss ${loss(it.loss)}` : "before training");
   const text = it.text.startsWith(it.prompt) ? it.text.slice(it.prompt.length) : it.text;
@@ -187,9 +209,9 @@ export function samples({ samples }) {
 }
 
 function turn(state, step) {
-  const list = state.samples.samples;
-  const at = Math.max(0, list.findIndex((it) => it.round === shownRound)) + step;
-  shownRound = at <= 0 ? null : list[at].round;
+  const list = placed(state.samples.samples);
+  const at = Math.min(chosen(list) + step, list.length - 1);
+  shown = at <= 0 ? null : list[at];
   samples(state);
 }
 
