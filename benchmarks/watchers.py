@@ -5,7 +5,8 @@
 
 Runs `demo` in a process of its own with two peers that keep both cores busy, and alternates windows without and with
 watchers. The watchers run on the same machine: what they use themselves is counted against the swarm too. A watcher
-opens the page with all its files, keeps the event stream open, and asks for a section of the JSON every ten seconds.
+opens the page with all its files, keeps the event stream open, and every ten seconds asks for a section of the JSON and
+makes a call of the gRPC API, on a connection of its own.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ import psutil
 import uvloop
 
 from benchmarks.tables import table, write_between_markers
+from peer.client import RunClient
+from peer.errors import CommonweightsError
+from peer.ticket import FILE_NAME, Ticket
+from protos import coordinator_pb2
 
 ROOT = Path(__file__).parent.parent
 FILES = ("page.css", "page.js", "format.js", "panels.js", "charts.js", "waterfall.js", "icon.svg",
@@ -53,12 +58,13 @@ class Seen:
     page: list[float] = field(default_factory=list)  # the page, until its last byte
     files: list[float] = field(default_factory=list)
     api: list[float] = field(default_factory=list)
+    grpc: list[float] = field(default_factory=list)
     events: list[float] = field(default_factory=list)  # from the coordinator's clock to the watcher
     received_bytes: int = 0
     failures: int = 0
 
 
-async def watcher(port: int, seen: Seen, generator: random.Random) -> None:
+async def watcher(port: int, ticket: Ticket, seen: Seen, generator: random.Random) -> None:
     """Until cancelled. Arrives within the first seconds, as people do."""
     await asyncio.sleep(generator.random() * WARM_UP_SECONDS * 0.8)
     try:
@@ -68,7 +74,8 @@ async def watcher(port: int, seen: Seen, generator: random.Random) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follow(port, seen))
             tasks.create_task(ask(port, seen, generator))
-    except* (OSError, EOFError, asyncio.IncompleteReadError):
+            tasks.create_task(call(ticket, seen, generator))
+    except* (OSError, EOFError, asyncio.IncompleteReadError, CommonweightsError):
         seen.failures += 1
 
 
@@ -77,6 +84,21 @@ async def ask(port: int, seen: Seen, generator: random.Random) -> None:
     while True:
         seen.api.append(await fetch(port, f"/api/{generator.choice(SECTIONS)}", seen))
         await asyncio.sleep(API_SECONDS)
+
+
+async def call(ticket: Ticket, seen: Seen, generator: random.Random) -> None:
+    """Status and the ledger's first page in turn."""
+    await asyncio.sleep(generator.random() * API_SECONDS)
+    async with RunClient(ticket) as run:
+        await run.status()  # makes the connection
+        while True:
+            started = time.perf_counter()
+            if generator.random() < 0.5:
+                await run.status()
+            else:
+                await run.call("GetLedger", coordinator_pb2.GetLedgerRequest())
+            seen.grpc.append(time.perf_counter() - started)
+            await asyncio.sleep(API_SECONDS)
 
 
 async def fetch(port: int, path: str, seen: Seen) -> float:
@@ -104,9 +126,11 @@ async def follow(port: int, seen: Seen) -> None:
         writer.close()
 
 
-async def watch(port: int, watchers: int, seconds: float) -> Seen:
+async def watch(port: int, ticket: Ticket, watchers: int, seconds: float) -> Seen:
     seen, generator = Seen(), random.Random(0)
-    tasks = [asyncio.create_task(watcher(port, seen, random.Random(generator.random()))) for _ in range(watchers)]
+    tasks = [
+        asyncio.create_task(watcher(port, ticket, seen, random.Random(generator.random()))) for _ in range(watchers)
+    ]
     await asyncio.sleep(seconds)
     for task in tasks:
         task.cancel()
@@ -168,12 +192,14 @@ def busy_seconds() -> float:
     return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
 
 
-def window(port: int, process: psutil.Process, watchers: int, seconds: float) -> tuple[float, dict[str, float], Seen]:
+def window(
+    port: int, ticket: Ticket, process: psutil.Process, watchers: int, seconds: float
+) -> tuple[float, dict[str, float], Seen]:
     """Tokens trained on per second, processor seconds per second by part, and what watchers saw."""
     marks: list[tuple[float, int, dict[str, float]]] = []
 
     async def measured() -> Seen:
-        watching = asyncio.create_task(watch(port, watchers, WARM_UP_SECONDS + seconds))
+        watching = asyncio.create_task(watch(port, ticket, watchers, WARM_UP_SECONDS + seconds))
         for pause in (WARM_UP_SECONDS, seconds - 0.5):
             await asyncio.sleep(pause)
             it = await asyncio.to_thread(now, port)
@@ -203,10 +229,11 @@ def main() -> None:
     everything = Seen()
     with tempfile.TemporaryDirectory() as folder, swarm(Path(folder), given.port, given.peers) as process:
         wait_for_round(given.port, 3, Path(folder) / "log")
+        ticket = Ticket.parse(str(Path(folder) / "run" / FILE_NAME))
         repeats = MAX_REPEATS
         while (index := len(rates[0]) + len(rates[given.watchers])) < 2 * given.windows + 1:
             watchers = given.watchers * (index % 2)
-            rate, cost, seen = window(given.port, process, watchers, given.seconds)
+            rate, cost, seen = window(given.port, ticket, process, watchers, given.seconds)
             if cost[OTHERS] > QUIET_CORES and repeats:
                 print(f"     again: other programs used {cost[OTHERS]:.2f} cores")
                 repeats -= 1
@@ -234,7 +261,13 @@ def report(watchers: int, rates: dict[int, list[float]], used: dict[int, list[di
     ]
     waits = [
         (name, f"{len(values):,}", *(f"{1000 * quantile(values, share):.0f} ms" for share in (0.5, 0.95, 0.99, 1.0)))
-        for name, values in (("page", seen.page), ("its files", seen.files), ("JSON", seen.api), ("event", seen.events))
+        for name, values in (
+            ("page", seen.page),
+            ("its files", seen.files),
+            ("JSON", seen.api),
+            ("gRPC", seen.grpc),
+            ("event", seen.events),
+        )
     ]
     return (
         f"Training throughput with {watchers} watchers: {statistics.mean(changes):+.1f} % "
