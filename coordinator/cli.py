@@ -25,6 +25,9 @@ WEB_PORT = 7071
 
 ConfigArgument = Annotated[Path, typer.Argument(help="Run spec, a TOML file; configs/demo.toml explains every key.")]
 DirOption = Annotated[Path, typer.Option("--dir", help="Folder of the run; the same command again resumes.")]
+RunningOption = Annotated[
+    Path, typer.Option("--dir", help="Folder of the running coordinator; not needed with --ticket.")
+]
 WebPortOption = Annotated[
     int | None,
     typer.Option(min=0, max=65535, help="Port of the page; 0: any free one. Default: 7071, or a free one."),
@@ -225,7 +228,7 @@ def ledger(
 
 
 @app.command()
-def pause(folder: DirOption, ticket: RemoteOption = "") -> None:
+def pause(folder: RunningOption = Path(), ticket: RemoteOption = "") -> None:
     """Close no round until `resume`; peers keep what they have."""
     from protos.coordinator_pb2 import PauseRequest
 
@@ -233,7 +236,7 @@ def pause(folder: DirOption, ticket: RemoteOption = "") -> None:
 
 
 @app.command()
-def resume(folder: DirOption, ticket: RemoteOption = "") -> None:
+def resume(folder: RunningOption = Path(), ticket: RemoteOption = "") -> None:
     """Go on after `pause`."""
     from protos.coordinator_pb2 import ResumeRequest
 
@@ -242,7 +245,7 @@ def resume(folder: DirOption, ticket: RemoteOption = "") -> None:
 
 @app.command()
 def invite(
-    folder: DirOption,
+    folder: RunningOption = Path(),
     uses: Annotated[int, typer.Option(min=1, help="How many peers it admits.")] = 1,
     days: Annotated[float, typer.Option(min=0, help="For how long it is valid; 0: for good.")] = 0.0,
     note: Annotated[str, typer.Option(help="For your own list; see `invites`.")] = "",
@@ -255,7 +258,7 @@ def invite(
 
 
 @app.command()
-def invites(folder: DirOption, ticket: RemoteOption = "", as_json: JsonOption = False) -> None:
+def invites(folder: RunningOption = Path(), ticket: RemoteOption = "", as_json: JsonOption = False) -> None:
     """List invitations, and who redeemed them."""
     from coordinator.organiser import list_invites
     from coordinator.views import print_invites
@@ -269,7 +272,7 @@ def invites(folder: DirOption, ticket: RemoteOption = "", as_json: JsonOption = 
 
 @app.command()
 def revoke(
-    folder: DirOption,
+    folder: RunningOption = Path(),
     peer: Annotated[str, typer.Option(help="Peer id: bar it from the run; with --round: void that contribution.")] = "",
     round_: Annotated[int, typer.Option("--round", min=0, help="Of a contribution that is still pending.")] = 0,
     invitation: Annotated[int, typer.Option(min=0, help="Number of an invitation to take back; see `invites`.")] = 0,
@@ -284,7 +287,7 @@ def revoke(
 
 
 @app.command()
-def checkpoint(folder: DirOption, ticket: RemoteOption = "") -> None:
+def checkpoint(folder: RunningOption = Path(), ticket: RemoteOption = "") -> None:
     """Evaluate and write a checkpoint of the present state now."""
     from protos.coordinator_pb2 import CheckpointRequest
 
@@ -292,7 +295,7 @@ def checkpoint(folder: DirOption, ticket: RemoteOption = "") -> None:
 
 
 @app.command()
-def finish(folder: DirOption, ticket: RemoteOption = "") -> None:
+def finish(folder: RunningOption = Path(), ticket: RemoteOption = "") -> None:
     """End the run with the open round."""
     from protos.coordinator_pb2 import FinishRequest
 

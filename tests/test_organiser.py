@@ -21,8 +21,8 @@ def readable_in(folder: Path, *secrets: str) -> set[str]:
 
 
 def test_an_invite_only_run_over_tls_from_invitation_to_receipt(tmp_path: Path) -> None:
-    """Invite, join, look, void, receipt, verify offline, checkpoint, download, end: each command does what it says; the
-    ticket carries the certificate's hash; no token is in any log or message."""
+    """Invite, join, look, void, receipt, verify offline, checkpoint, download, end: each command does what it says, in
+    the run's folder or from elsewhere; the ticket carries the certificate's hash; no token is in any log or message."""
     config = tiny_config(tmp_path, rounds=500)
     config.write_text(config.read_text().replace("[run]", '[run]\naccess = "invite"'))
     folder, said = tmp_path / "run", []
@@ -62,7 +62,12 @@ def test_an_invite_only_run_over_tls_from_invitation_to_receipt(tmp_path: Path) 
             assert [item["name"] for item in status["peers"]] == ["anna"]
             receipt = run("receipt", str(ticket), peer, "--out", tmp_path / "receipt.bin")
             assert receipt.code == 0, receipt.err
-            ask("pause")
+            secret = (folder / "admin-token").read_text().strip()
+            for key, code in (("not-the-organisers-token", 2), (secret, 0)):  # from elsewhere, without the folder
+                elsewhere = run("pause", "--ticket", str(ticket), program="coordinator.cli",
+                                COMMONWEIGHTS_ADMIN_TOKEN=key)  # fmt: skip
+                assert elsewhere.code == code, elsewhere.err
+                said.append(elsewhere.out + elsewhere.err)
             round_ = records(folder)
             ask("revoke", "--peer", peer, "--round", round_, "--reason", "a test of the organiser")
             ask("revoke", "--peer", peer, "--round", 999, "--reason", "there is no such round", code=1)
@@ -92,7 +97,6 @@ def test_an_invite_only_run_over_tls_from_invitation_to_receipt(tmp_path: Path) 
     teams = json.loads(ask("ledger", "--teams", "--json").splitlines()[-1])["teams"]
     assert [team["team"] for team in teams] == ["them"] and report.json["credit_tokens"] == teams[0]["credit_tokens"]
     assert ask("ledger", "--teams", "--csv").splitlines()[0] == "team,credit_tokens,contributions,peers"
-    secret = (folder / "admin-token").read_text().strip()
     assert readable_in(tmp_path, token, secret) == {"admin-token"}
     shown = [*said[1:], ended.out, ended.err, report.out, report.err]
     assert not [text for text in shown if token in text or secret in text]
