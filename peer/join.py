@@ -151,6 +151,7 @@ async def assembled(
             folder / "data",
             sources,
             key=order_key(log.spec.run.seed),
+            taken_bytes=lambda: store.total_bytes,  # shards are blobs too, without lying there twice
             keep=lambda entry, path: store.adopt(path, bytes.fromhex(entry.blake3)),
             forget=lambda entry: store.delete(bytes.fromhex(entry.blake3)),
         ) as reader:

@@ -32,6 +32,7 @@ class PeerCollector(Collector):
             ("own_loss", "Loss of this peer's last step, in nats per token.", me.loss),
             ("tokens_per_second", "Speed of this peer's training.", me.tokens_per_second),
             ("credit_tokens", "Accepted tokens of this identity in the log.", me.credit_tokens),
+            ("pending_tokens", "Of them, what a verdict may still void.", me.pending_tokens),
             ("swarm_tokens", "Accepted tokens of the whole run.", view.swarm_tokens),
             ("swarm_peers", "Peers that the sequencer hears of.", view.swarm_peers),
             ("training", "1 while training, 0 in every other phase.", float(me.phase == "training")),

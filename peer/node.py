@@ -87,7 +87,7 @@ class Node:
         self._handing_in: asyncio.Task[None] | None = None
         self._beside = Background()
         self.upkeep.look = Prefetch(replica, self._beside).look
-        self.upkeep.online = lambda: not self.permission.verdict.offline
+        self.upkeep.online = self.helm.willing = lambda: not self.permission.verdict.offline
 
     # --- the story --------------------------------------------------------------------------------------------------
 
@@ -356,7 +356,7 @@ class Node:
             self.changed.beat()
 
     def presence(self) -> swarm_pb2.Presence:
-        exchange, backlog = self.replica.exchange, self.contributor.backlog
+        exchange, backlog, offline = self.replica.exchange, self.contributor.backlog, self.permission.verdict.offline
         return swarm_pb2.Presence(
             run_id=self.replica.log.run_id,
             name=self.labels.name,
@@ -367,12 +367,12 @@ class Node:
             state_digest=self.replica.digest,
             round=max(0, self.replica.state.round) + 1,
             # What it cannot hand in now, nobody should wait for.
-            tokens=0 if self.permission.verdict.offline else backlog.unsent.tokens,
+            tokens=0 if offline else backlog.unsent.tokens,
             inner_steps=backlog.unsent.inner_steps,
             loss=self.tally.loss,
             tokens_per_second=self.tally.tokens_per_second,
             phase=self.phase,
-            can_serve=bool(self.link.swarm.addresses),
+            can_serve=bool(self.link.swarm.addresses) and not offline,
             bytes_sent=exchange.bytes_sent,
             bytes_received=exchange.bytes_received,
             held=(self.feed.stock | backlog.positions).to_protos(),

@@ -16,6 +16,7 @@ from peer.terminal.views import JoinView, PeerView
 def join_view(node: Node, pace: Pace) -> JoinView:
     log, view, tally = node.replica.log, node.link.view, node.tally
     run, exchange = log.spec.run, node.replica.exchange
+    own = node.contributor.identity.peer_id.public_key
     up, down = pace.look(time.monotonic(), exchange.bytes_sent, exchange.bytes_received)
     eta = eta_seconds(log)
     return JoinView(
@@ -25,7 +26,8 @@ def join_view(node: Node, pace: Pace) -> JoinView:
             phase=node.phase,
             round_tokens=node.contributor.backlog.tokens,
             tokens_per_second=tally.tokens_per_second or None,
-            credit_tokens=log.accounts.credit.get(node.contributor.identity.peer_id.public_key, 0),
+            credit_tokens=log.accounts.credit_of(own),
+            pending_tokens=log.accounts.pending_tokens(own),
             loss=tally.loss or None,
             bytes_sent=exchange.bytes_sent,
             bytes_received=exchange.bytes_received,
@@ -91,6 +93,7 @@ def round_figures(view: JoinView) -> dict[str, Any]:
         "tokens": view.tokens,
         "tokens_per_second": view.peer.tokens_per_second,
         "credit_tokens": view.peer.credit_tokens,
+        "pending_tokens": view.peer.pending_tokens,
         "rounds_contributed": view.rounds_contributed,
         "bytes_sent": view.peer.bytes_sent,
         "bytes_received": view.peer.bytes_received,

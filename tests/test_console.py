@@ -33,6 +33,7 @@ peers = st.builds(
     round_tokens=counts,
     tokens_per_second=figures,
     credit_tokens=counts,
+    pending_tokens=counts,
     loss=figures,
     bytes_sent=st.none() | counts,
     bytes_received=st.none() | counts,
@@ -152,6 +153,25 @@ def test_the_screen_says_what_matters() -> None:
         assert words in text
     assert all(f"peer-{number}" in text for number in range(3))
     assert "┤" in text
+
+
+def test_a_peer_sees_what_is_its_own() -> None:
+    """On 80 by 24: the state first, own speed and tokens, how much of the credit is confirmed and what a verdict may
+    still void, the swarm, both bars, and room for what happened."""
+    me = PeerView("anna", "training", 4096, 2400.0, credit_tokens=61_440, pending_tokens=20_480, loss=3.25)
+    view = JoinView(
+        "a small model", me, "training round 4, closing in about 9 s", "2 cores", round=3, target_rounds=12,
+        tokens=65_536, rounds_contributed=3, swarm_tokens=180_000, target_tokens=1_200_000, round_target_tokens=86_016,
+        swarm_tokens_per_second=5612.0, swarm_peers=2, up_bytes_per_second=1e4, down_bytes_per_second=2e4,
+        losses=[(number, 5.0 / number) for number in range(1, 4)],
+    )  # fmt: skip
+    events = [screens.Event(0.0, "your work is in the log")]
+    lines = [line.plain for line in screens.join(view, events, 80, 23)]
+    assert lines[1] == "training round 4, closing in about 9 s"
+    assert lines[2] == "you   2,400 tokens/s   loss 3.250   65.5k tokens"
+    assert lines[3] == "credit   61.4k   41.0k confirmed, 20.5k pending   3 rounds merged"
+    text = "\n".join(lines)
+    assert "5,612 tokens/s   2 peers" in text and "180k of 1.20M tokens" in text and "your work is in the log" in text
 
 
 def test_peers_that_do_not_fit_are_counted() -> None:

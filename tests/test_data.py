@@ -301,6 +301,28 @@ async def test_the_cache_stays_within_its_cap(prepared: Path, manifest: Manifest
             assert sum(path.stat().st_size for path in tmp_path.rglob("*.bin")) <= cap
 
 
+@pytest.mark.parametrize(("beside", "left"), [(0, 4), (1, 3), (3, 1), (100, 1)])
+async def test_shards_give_way_to_what_else_the_cap_is_for(
+    prepared: Path, manifest: Manifest, tmp_path: Path, beside: int, left: int
+) -> None:
+    """With a cap of four shards and other files that are as large as one or three of them, the rest is for shards, but
+    a quarter of the cap always is."""
+    size = max(shard.bytes for shard in manifest.shards)
+
+    def held() -> int:
+        return sum(path.stat().st_size for path in tmp_path.rglob("*.bin"))
+
+    async with ShardReader(
+        manifest, tmp_path, [LocationSource(str(prepared))], key=KEY,
+        cache_bytes=4 * size, taken_bytes=lambda: beside * size + held(),
+    ) as reader:  # fmt: skip
+        most = 0
+        for position in range(0, manifest.rows, 7):
+            await reader.rows([position])
+            most = max(most, held())
+        assert (left - 1) * size < most <= left * size
+
+
 async def test_what_was_used_last_is_kept(prepared: Path, manifest: Manifest, tmp_path: Path) -> None:
     """The least recently used shard goes first, not the oldest."""
     shard_rows = manifest.shards[0].rows

@@ -22,7 +22,7 @@ from tests.commands import free_port, processes_with, run, running, tiny_config,
 pytestmark = [pytest.mark.timeout(300)]
 
 GIB = 1 << 30
-VOLUNTEER = Model(151_000_000, 1024, 32, 12, 768, 49_152, True, 40_000_000, 600.0)
+VOLUNTEER = Model(151_000_000, 1024, 32, 12, 768, 49_152, True, 3, 40_000_000, 600.0)
 CPU_TORCH, CUDA_TORCH = Torch("2.9"), Torch("2.9", cuda="12.6")
 
 

@@ -11,9 +11,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from peer.identity import Identity
+from peer.ticket import Ticket
 from tests.commands import tiny_config, until
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(240)]
@@ -58,6 +61,14 @@ def hosts() -> Iterator[None]:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
 
 
+def consult(ticket: object, folder: Path) -> tuple[int, dict[str, dict[str, Any]]]:
+    """The doctor at home, in less than its minute: exit code, and its checks by name."""
+    doctor = inside(HOME, sys.executable, "-m", "peer.cli", "doctor", ticket, "--dir", folder, "--json")
+    done = subprocess.run(doctor, capture_output=True, text=True, timeout=60, check=False)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, {check["name"]: check for check in json.loads(done.stdout.splitlines()[-1])["checks"]}
+
+
 def test_a_home_behind_nat(hosts: None, tmp_path: Path) -> None:
     """The swarm is joined and both directions are measured; that nobody can dial in is said, with how to change it."""
     serve = inside(
@@ -68,13 +79,24 @@ def test_a_home_behind_nat(hosts: None, tmp_path: Path) -> None:
     try:
         ticket = tmp_path / "run" / "ticket.txt"
         until(ticket.is_file, "the ticket is written")
-        doctor = inside(HOME, sys.executable, "-m", "peer.cli", "doctor", ticket, "--dir", tmp_path / "peer", "--json")
-        done = subprocess.run(doctor, capture_output=True, text=True, timeout=60, check=False)
-        checks = {check["name"]: check for check in json.loads(done.stdout.splitlines()[-1])["checks"]}
+        code, checks = consult(ticket, tmp_path / "peer")
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(coordinator.pid, signal.SIGKILL)
         coordinator.wait()
-    assert done.returncode == 0, (done.stderr, checks)
+    assert code == 0, checks
     assert checks["swarm"]["status"] == checks["bandwidth"]["status"] == "ok", checks
     assert checks["reachable"]["status"] == "warn" and "forward TCP port" in checks["reachable"]["cure"], checks
+
+
+def test_a_network_that_swallows_everything(hosts: None, tmp_path: Path) -> None:
+    """A firewall that drops without an answer, the slowest of all worlds: each check has its deadline, the whole its
+    minute, and the cures are those of a coordinator that cannot be reached."""
+    drop = "table ip wall { chain pass { type filter hook forward priority 0; policy drop; }; }"
+    subprocess.run(inside(ROUTER, "nft", drop), check=True)
+    far = Ticket(bytes(32), Identity.new().peer_id, ("5.9.0.1:7070",), ("/ip4/5.9.0.1/tcp/7072",))
+    code, checks = consult(far, tmp_path / "peer")
+    assert code == 1
+    assert checks["coordinator"]["status"] == "fail" and "firewall" in checks["coordinator"]["cure"], checks
+    assert checks["swarm"]["status"] == "fail" and "outgoing connections" in checks["swarm"]["cure"], checks
+    assert checks["bandwidth"]["status"] == checks["reachable"]["status"] == "skipped", checks

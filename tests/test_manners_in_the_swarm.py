@@ -55,8 +55,8 @@ async def test_a_paused_peer_costs_no_deadline_and_goes_on(tmp_path: Path) -> No
 
 
 async def test_on_a_metered_link_nothing_large_moves(tmp_path: Path) -> None:
-    """No payload comes or goes while the network is metered; when it is not any more, the peer catches up and
-    contributes."""
+    """No payload comes or goes while the network is metered, nobody is sent to the peer, and it would not lead; when it
+    is not any more, the peer catches up and contributes."""
     async with Swarm(tmp_path, tiny_spec(run={"rounds": 0})) as swarm:
         swarm.start("anna", "bert")
         await swarm.begin(2)
@@ -69,17 +69,20 @@ async def test_on_a_metered_link_nothing_large_moves(tmp_path: Path) -> None:
         anna_steward._overrides = {**ALWAYS, "network": {}}
         settings.write_text('[network]\nmetered = "yes"\n')
         await swarm.until(lambda: anna.permission.verdict.offline and anna.phase == "paused", "offline")
+        own = anna.contributor.identity.peer_id.public_key
         await asyncio.sleep(0.2)  # what was under way when it became metered may come to its end
         exchange = anna.replica.exchange
         before, head = (exchange.bytes_sent, exchange.bytes_received), swarm.head()
         await swarm.until(lambda: swarm.head() >= head + 3, "three rounds without it")
         assert (exchange.bytes_sent, exchange.bytes_received) == before
         assert anna.feed.stock == Ranges()
+        assert own not in swarm.coordinator.leader.view().sources and own not in anna.helm._line()
 
         settings.write_text('[network]\nmetered = "no"\n')
         merged = anna.contributor.merged_rounds
         await swarm.until(lambda: anna.contributor.merged_rounds > merged, "it contributes again")
         assert exchange.bytes_received > before[1]
+        assert own in swarm.coordinator.leader.view().sources and own in anna.helm._line()
 
 
 async def test_a_peer_that_starts_paused_is_there_and_does_not_train(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -70,6 +73,18 @@ def test_every_metric_is_documented() -> None:
     """The table has the metrics that are exposed, and no other."""
     found = {sample.name for metric in PeerCollector(lambda: VIEW).collect() for sample in metric.samples}
     assert {f"commonweights_peer_{name}" for name in names_in("Prometheus")} == found
+
+
+def test_the_systemd_unit_is_sound(tmp_path: Path) -> None:
+    """systemd takes the unit without a word, with a program that exists in place of the one in the home folder."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("no systemd-analyze")
+    unit = tmp_path / "commonweights.service"
+    text = (ROOT / "docs/commonweights.service").read_text()
+    assert "ExecStart=%h/.local/bin/commonweights join " in text
+    unit.write_text(text.replace("%h/.local/bin/commonweights", sys.executable))
+    done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0 and not done.stderr.strip(), done.stderr
 
 
 def test_metrics_are_served_on_this_machine_only() -> None:

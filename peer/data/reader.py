@@ -38,6 +38,8 @@ class ShardReader:
         sources: asked in this order for a file that the cache lacks.
         key: of the order, see `peer.data.order.order_key`.
         cache_bytes: how much the cache may hold; None: everything. What one call needs at once is kept even above it.
+        taken_bytes: how much of `cache_bytes` is taken, when it is for other things too. They go before the shards, up
+            to three quarters of it.
         keep, forget: told of every file that is sound and in the cache, and of those that leave it, so that others can
             be given them.
     """
@@ -50,12 +52,14 @@ class ShardReader:
         *,
         key: bytes,
         cache_bytes: int | None = None,
+        taken_bytes: Callable[[], int] = lambda: 0,
         keep: Callable[[FileEntry, Path], None] = lambda entry, path: None,
         forget: Callable[[FileEntry], None] = lambda entry: None,
     ) -> None:
         self.manifest = manifest
         self.cache = cache
         self.cache_bytes = cache_bytes
+        self._taken_bytes = taken_bytes
         self._sources = list(sources)
         self._key = key
         self._keep, self._forget = keep, forget
@@ -217,8 +221,9 @@ class ShardReader:
         ranks = {name: rank for rank, name in enumerate(self._open)}
         stats = [(ranks.get(shard.name, -1), path.stat(), shard, path) for shard, path in held if path.exists()]
         total = sum(stat.st_size for _, stat, _, _ in stats)
+        room = max(self.cache_bytes - max(0, self._taken_bytes() - total), self.cache_bytes // 4)
         for _, stat, shard, path in sorted(stats, key=lambda item: (item[0], item[1].st_mtime_ns, item[2].name)):
-            if total <= self.cache_bytes:
+            if total <= room:
                 return
             if self._pinned[shard.name] > 0 or shard.name in self._fetching:
                 continue

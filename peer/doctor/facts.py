@@ -50,6 +50,7 @@ class Model:
     width: int
     vocabulary: int
     momentum: bool  # of the outer step: a second vector of the weights' size in main memory
+    kept_states: int  # on disk, at most
     payload_bytes: int  # of a contribution, at most
     round_seconds: float  # at most
 

@@ -91,6 +91,7 @@ def model_of(log: Log) -> Model:
         width=int(config.hidden_size),
         vocabulary=vocabulary,
         momentum=spec.outer.momentum > 0,
+        kept_states=spec.snapshots.keep + 1,  # an old one goes when the new one is there
         payload_bytes=largest_payload_bytes(spec.codec.name, parameters),
         round_seconds=spec.round.max_seconds,
     )

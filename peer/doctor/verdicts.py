@@ -92,25 +92,26 @@ def about_memory(model: Model, device: Device) -> Finding:
 
 
 def about_disk(disk: Disk, model: Model | None, cache_bytes: int) -> Finding:
-    """Two snapshots, error feedback, optimizer and payloads must fit; the cache of training data should."""
+    """States, payloads, error feedback and optimizer must fit; so should training data, up to the owner's cap."""
     if disk.problem:
         return fail(
             "disk", f"{disk.folder}: {disk.problem}", "choose another folder with --dir, or mend its permissions"
         )
     state = 4 * model.parameters * (2 if model.momentum else 1) if model else 0
-    needed = FLOOR_BYTES // 4 + (2 * state + 12 * model.parameters + 32 * model.payload_bytes if model else 0)
+    own = FLOOR_BYTES // 4 + (12 * model.parameters if model else 0)
+    kept = model.kept_states * state + 32 * model.payload_bytes if model else 0
     have = f"{size(disk.free_bytes)} free at {disk.folder}"
-    if disk.free_bytes < needed:
+    if disk.free_bytes < own + kept:
         return fail(
-            "disk", f"{have}, {size(needed)} needed", "make room, or choose a folder on another disk with --dir"
+            "disk", f"{have}, {size(own + kept)} needed", "make room, or choose a folder on another disk with --dir"
         )
-    if disk.free_bytes < needed + cache_bytes:
+    if disk.free_bytes < own + cache_bytes:
         return warn(
             "disk",
-            f"{have}: enough for the run ({size(needed)}), not for {size(cache_bytes)} of training data",
-            f"make room, or set disk.cache_gb in settings.toml to {(disk.free_bytes - needed) / 1e9:.1f} or less",
+            f"{have}: enough for the run ({size(own + kept)}), not for all the training data that it may keep",
+            f"make room, or set disk.cache_gb in settings.toml to {(disk.free_bytes - own) / 1e9:.1f} or less",
         )
-    return ok("disk", f"{have}, {size(needed + cache_bytes)} needed at most")
+    return ok("disk", f"{have}, {size(own + max(kept, cache_bytes))} needed at most")
 
 
 def about_port(port: Port) -> Finding:

@@ -45,7 +45,8 @@ gpu_celsius = 87             # and the GPU
 calm_seconds = 60            # how long that must be over before training goes on
 
 [disk]
-cache_gb = 20.0              # keep at most so much of the training data; the oldest goes first
+cache_gb = 20.0              # keep at most so much: training data, contributions and states of the run. Training data
+                             # gives way to the others, which the run needs, down to a quarter of this
 
 [metrics]
 port = 0                     # figures for Prometheus at http://127.0.0.1:PORT/metrics, at start; 0: none

@@ -68,6 +68,7 @@ class Helm:
         self.gossip_seconds = min(5.0, timing.silence_seconds / 2)  # between two questions to others
         self.tick_seconds = min(1.0, timing.heartbeat_seconds)
         self.leaving = False
+        self.willing: Callable[[], bool] = lambda: True  # the owner lets this node lead
         self._banned: set[bytes] = set()  # whose lies this node has seen
         self._due = dict.fromkeys(("gossip", "refresh", "coordinator"), 0.0)  # loop time of the next one
         self._leading: asyncio.Task[None] | None = None
@@ -116,6 +117,8 @@ class Helm:
             if self._is_due("refresh", ALONE_SECONDS if alone else min(REFRESH_SECONDS, self.silence_seconds)):
                 guests = {peer: guest.presence for peer, guest in self.leader.guests.items()}
                 self._beside.start(self.neighbours.refresh(guests))
+            if self.leader.leading and not self.willing():
+                self.leader.resign()
             if self.leader.leading:
                 await self._look_around()
             elif not self.leaving:
@@ -364,6 +367,8 @@ class Helm:
         reachable = {peer.public_key for peer in (*self.contacts.addresses, *answered)} | set(self.link.view.sources)
         if self.link.swarm.addresses:
             reachable.add(self.own.public_key)
+        if not self.willing():
+            reachable.discard(self.own.public_key)
         accounts = self.log.accounts
         return line_of_succession(
             self.coordinator.public_key, accounts.credit, reachable, self._banned | accounts.banned

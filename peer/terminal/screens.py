@@ -72,8 +72,12 @@ def join(view: JoinView, events: Sequence[Event], width: int, height: int, *, br
             (_rate(me.tokens_per_second), ""),
             ("loss " + loss(me.loss), ""),
             (f"{count(view.tokens)} tokens", ""),
-            (f"credit {count(me.credit_tokens)}", "green"),
-            (f"{view.rounds_contributed} rounds", ""),
+        ),
+        _figures(
+            ("credit", "dim"),
+            (count(me.credit_tokens), "green"),
+            (f"{count(me.credit_tokens - me.pending_tokens)} confirmed, {count(me.pending_tokens)} pending", ""),
+            (f"{view.rounds_contributed} round{'s' * (view.rounds_contributed != 1)} merged", ""),
         ),
         _figures(
             ("link", "dim"),

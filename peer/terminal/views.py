@@ -19,7 +19,8 @@ class PeerView:
     phase: str = ""  # "training", "submitting" ...
     round_tokens: int = 0  # in the open round
     tokens_per_second: float | None = None
-    credit_tokens: int = 0
+    credit_tokens: int = 0  # confirmed and pending
+    pending_tokens: int = 0  # of the credit: what a verdict may still void
     loss: float | None = None
     bytes_sent: int | None = None
     bytes_received: int | None = None
