@@ -75,11 +75,14 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         until(lambda: daemon.poll() is not None or works("docker", "version"), "the engine answers", 60)
         if daemon.poll() is not None:
             pytest.skip(f"dockerd does not run here: {(folder / 'log').read_text()[-300:]}")
+        if (driver := sh("docker", "info", "-f", "{{.Driver}}").strip()) == "vfs":
+            pytest.skip(f"dockerd has no better storage here than {driver}: images would take tens of GB")
         yield
     finally:
         del os.environ["DOCKER_HOST"]
         daemon.terminate()
         daemon.wait(60)
+        shutil.rmtree(folder, ignore_errors=True)  # gigabytes, which pytest would keep for a while
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +111,7 @@ def make_stand_in(folder: Path) -> None:
     sh("tar", "-C", str(root), "-cf", str(archive), ".")
     settings = f"ENV PIP_FIND_LINKS=/opt/wheels PIP_CERT={CERTIFICATES} SSL_CERT_FILE={CERTIFICATES}"
     sh("docker", "import", "-c", settings, str(archive), BASE)
+    shutil.rmtree(folder)
 
 
 class Compose:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -73,6 +74,21 @@ def test_every_metric_is_documented() -> None:
     """The table has the metrics that are exposed, and no other."""
     found = {sample.name for metric in PeerCollector(lambda: VIEW).collect() for sample in metric.samples}
     assert {f"commonweights_peer_{name}" for name in names_in("Prometheus")} == found
+
+
+def test_the_notebook_calls_what_there_is() -> None:
+    """Its cells are Python once the shell's lines are taken out, and those use commands and options that exist."""
+    notebook = json.loads((ROOT / "docs/join.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    for cell in cells:
+        compile(re.sub(r"^( *)[!%].*$", r"\1pass", cell, flags=re.M), "cell", "exec")
+    group = typer.main.get_command(app)
+    called = re.findall(r"^ *!commonweights (.*)$", "\n".join(cells), flags=re.M)
+    assert {line.split()[0] for line in called} == {"identity", "doctor", "join"}
+    for line in called:
+        command = group.commands[line.split()[0]]  # type: ignore[attr-defined]
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert set(re.findall(r"--[\w-]+", line)) <= known, line
 
 
 def test_the_systemd_unit_is_sound(tmp_path: Path) -> None:
