@@ -3,7 +3,7 @@
 #
 #   docker build -f docker/coordinator.Dockerfile -t commonweights/coordinator .
 #
-# Up to the environment it is peer.Dockerfile with the PostgreSQL driver: both images share the layers of the base.
+# Up to our own code it is peer.Dockerfile, line by line: both images share those layers, which are nearly all of them.
 
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
@@ -16,7 +16,7 @@ WORKDIR /build
 COPY constraints.txt pyproject.toml ./
 COPY docker/requirements.py docker/
 # The dependencies are a layer of their own, which a change of our code leaves as it is.
-RUN python docker/requirements.py postgres > requirements.txt \
+RUN python docker/requirements.py > requirements.txt \
  && pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -c constraints.txt -r requirements.txt \
  && rm -rf /opt/commonweights/lib/python3*/site-packages/torch/test /opt/commonweights/lib/python3*/site-packages/torch/include \
  && find /opt/commonweights -path '*/site-packages/*' -name tests -prune -exec rm -rf {} +
@@ -26,17 +26,19 @@ COPY configs configs
 COPY peer peer
 COPY coordinator coordinator
 RUN pip install --no-deps --target /opt/project .
+# Beside it, so that all layers before it are the peer's.
+RUN python docker/requirements.py postgres > postgres.txt && pip install -c constraints.txt --target /opt/project -r postgres.txt
 
 FROM ${PYTHON_IMAGE}
 RUN apt-get update && apt-get install -y --no-install-recommends tini && rm -rf /var/lib/apt/lists/*
-LABEL org.opencontainers.image.title="Commonweights coordinator" \
-      org.opencontainers.image.description="Starts and leads the training of an open model in common" \
-      org.opencontainers.image.licenses="Apache-2.0"
-# Everything a run needs (identity, log, data, database, checkpoints) lies in /data; the rest of the file system may be read-only, with
+# Everything that is kept (identity, log, data, state) lies in /data; the rest of the file system may be read-only, with
 # a tmpfs at /tmp.
 RUN useradd --uid 10001 --create-home --home-dir /data --shell /usr/sbin/nologin commonweights
 COPY --from=build /opt/commonweights /opt/commonweights
 COPY --from=build /opt/project /opt/project
+LABEL org.opencontainers.image.title="Commonweights coordinator" \
+      org.opencontainers.image.description="Starts and leads the training of an open model in common" \
+      org.opencontainers.image.licenses="Apache-2.0"
 ENV PATH=/opt/project/bin:/opt/commonweights/bin:$PATH PYTHONPATH=/opt/project \
     PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HF_HOME=/data/huggingface
 USER commonweights

@@ -30,14 +30,14 @@ RUN pip install --no-deps --target /opt/project .
 
 FROM ${PYTHON_IMAGE}
 RUN apt-get update && apt-get install -y --no-install-recommends tini && rm -rf /var/lib/apt/lists/*
-LABEL org.opencontainers.image.title="Commonweights peer" \
-      org.opencontainers.image.description="Takes part in training an open model in common" \
-      org.opencontainers.image.licenses="Apache-2.0"
-# Everything a peer keeps (identity, log, data, state) lies in /data; the rest of the file system may be read-only, with
+# Everything that is kept (identity, log, data, state) lies in /data; the rest of the file system may be read-only, with
 # a tmpfs at /tmp.
 RUN useradd --uid 10001 --create-home --home-dir /data --shell /usr/sbin/nologin commonweights
 COPY --from=build /opt/commonweights /opt/commonweights
 COPY --from=build /opt/project /opt/project
+LABEL org.opencontainers.image.title="Commonweights peer" \
+      org.opencontainers.image.description="Takes part in training an open model in common" \
+      org.opencontainers.image.licenses="Apache-2.0"
 ENV PATH=/opt/project/bin:/opt/commonweights/bin:$PATH PYTHONPATH=/opt/project \
     PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HF_HOME=/data/huggingface
 USER commonweights

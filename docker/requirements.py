@@ -1,4 +1,4 @@
-"""Print what pyproject.toml depends on, with the extras given as arguments: a layer that our own code leaves alone."""
+"""Print what pyproject.toml depends on, or the extras given as arguments: for a layer that our own code leaves alone."""
 
 import sys
 import tomllib
@@ -6,4 +6,4 @@ from pathlib import Path
 
 project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
 extras = [line for extra in sys.argv[1:] for line in project["optional-dependencies"][extra]]
-sys.stdout.write("\n".join([*project["dependencies"], *extras]) + "\n")
+sys.stdout.write("\n".join(extras or project["dependencies"]) + "\n")
