@@ -1,4 +1,4 @@
-"""Print what pyproject.toml depends on, or the extras given as arguments: for a layer that our own code leaves alone."""
+"""Print what pyproject.toml depends on, or the extras given as arguments: a layer that our own code leaves alone."""
 
 import sys
 import tomllib

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -214,6 +215,15 @@ def test_containers_have_no_privileges(swarm: Compose) -> None:
         capabilities = sh("docker", "exec", container, "grep", "CapEff", "/proc/1/status").split()[1]
         assert int(capabilities, 16) == 0
         assert not works("docker", "exec", container, "touch", "/opt/written")
+
+
+def test_images_are_as_small_as_told(swarm: Compose) -> None:
+    """What the peer's image adds to its base is as README says; the coordinator's shares all of it but our own code."""
+    told = re.search(r"# ([\d.]+) GB beside its base", (ROOT / "README.md").read_text())
+    images = ("commonweights/peer", "commonweights/coordinator")
+    peer, coordinator, base = (json.loads(sh("docker", "image", "inspect", it))[0] for it in (*images, BASE))
+    assert told and (peer["Size"] - base["Size"]) / 1e9 == pytest.approx(float(told[1]), rel=0.1)
+    assert peer["RootFS"]["Layers"][:-1] == coordinator["RootFS"]["Layers"][:-1]
 
 
 def test_stop_is_clean(swarm: Compose) -> None:
