@@ -11,9 +11,9 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from configs.rungs import RUNGS
+from configs.rungs import RUNGS, rungs_between
 
 CODEC_PATTERN = re.compile(r"^(fp16|dense8|dense4|lowbit2|ternary|sign|sparse/(8|16|32|64))$")
 
@@ -124,7 +124,8 @@ class Round(Section):
 
 
 class Codec(Section):
-    name: str = "lowbit2"
+    name: str = "lowbit2"  # the rung of the run: what every peer uses whose uplink hides it
+    down_to: Annotated[str, Field(validate_default=True)] = ""  # the sparsest that a peer may go down to; default: name
     feedback_decay: Fraction = 1.0  # beta of the error feedback
     keep_unsent: Fraction = 0.5  # of the error feedback, in the peer's own weights; default: see RunSpec
 
@@ -137,6 +138,21 @@ class Codec(Section):
                 "sparse/8, sparse/16, sparse/32 or sparse/64"
             )
         return value
+
+    @field_validator("down_to")
+    @classmethod
+    def _below(cls, value: str, info: ValidationInfo) -> str:
+        name = info.data.get("name")
+        if not value or name is None:  # a wrong name is said where it stands
+            return name or value
+        if not rungs_between(name, cls._known(value)):
+            raise ValueError(f"{value!r} sends more than codec.name, {name!r}; the ladder goes down {', '.join(RUNGS)}")
+        return value
+
+    @property
+    def ladder(self) -> tuple[str, ...]:
+        """The codecs that a contribution may have, the run's own first."""
+        return rungs_between(self.name, self.down_to)
 
 
 class Outer(Section):

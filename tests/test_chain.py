@@ -113,6 +113,20 @@ def test_a_record_that_makes_no_sense_is_refused(reason: str, change: Callable[[
     assert log.head.round == 1 and len(log.accounts.losses) == 1
 
 
+@pytest.mark.parametrize(("codec", "welcome"), [
+    ("dense4", False), ("lowbit2", True), ("sign", True), ("sparse/16", True), ("sparse/32", False), ("none", False),
+])  # fmt: skip
+def test_any_rung_between_the_two_may_be_in_a_record_and_no_other(codec: str, welcome: bool) -> None:
+    """Rungs mix in one round; one that is richer than the run's or sparser than its sparsest is refused by name."""
+    log = start_log(COORDINATOR, codec={"name": "lowbit2", "down_to": "sparse/16"})
+    both = sign(record(log, accepted=[accepted(log, 0), accepted(log, 1, codec=codec)]), COORDINATOR.private_key)
+    if welcome:
+        assert [item.codec for _, item in log.append(both).contributions] == ["lowbit2", codec]
+        return
+    with pytest.raises(VerificationError, match=f"codec '{codec}'; this run uses 'lowbit2', .*'sparse/16'$"):
+        log.append(both)
+
+
 def test_a_newcomer_sequences_nothing_and_nobody_after_the_end() -> None:
     """Keys cost nothing, so credit in the log comes first; and no signature may be changed."""
     log = grown()

@@ -124,6 +124,8 @@ def test_mistakes_in_the_settings_name_the_key(tmp_path: Path) -> None:
         ("run.rounds", True, "run.rounds: Input should be a valid integer"),
         ("train.learning_rate", float("nan"), "train.learning_rate: "),
         ("codec.name", "sparse/7", "codec.name: unknown codec 'sparse/7'; use fp16, "),
+        ("codec.down_to", "sparse/7", "codec.down_to: unknown codec 'sparse/7'; use fp16, "),
+        ("codec.down_to", "dense4", "codec.down_to: 'dense4' sends more than codec.name, 'lowbit2'; the ladder goes"),
         (
             "train.micro_batch_sequences",
             9,
@@ -201,6 +203,7 @@ def test_any_change_is_another_run() -> None:
         ("train.beta2", 0.99),
         ("model.config.hidden_size", 32),
         ("codec.name", "sign"),
+        ("codec.down_to", "sign"),
     ]:
         assert parse(changed(path, value), source="changed").canonical_json() != base
 

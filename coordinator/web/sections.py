@@ -52,7 +52,7 @@ def run(coordinator: Coordinator) -> dict[str, Any]:
         "task": spec.model.task,
         "architecture": spec.model.architecture,
         "parameters": log.origin.genesis.parameters,
-        "codec": spec.codec.name,
+        "codec": " to ".join(dict.fromkeys((spec.codec.name, spec.codec.down_to))),
         "overlap": spec.round.overlap,
         "data": str(coordinator.evaluator.manifest.source.get("path", "")),
         "data_license": coordinator.evaluator.manifest.license,

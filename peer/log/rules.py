@@ -113,8 +113,8 @@ def contribution_fault(contribution: log_pb2.Contribution, log: Log) -> str:
         return "a digest is not 32 bytes long"
     if not abs(contribution.mean_loss) <= MAX_LOSS or not 0 <= contribution.train_seconds < math.inf:
         return "its loss or training time is not a finite number, or makes no sense"
-    if contribution.codec != spec.codec.name:
-        return f"codec {contribution.codec[:40]!r}; this run uses {spec.codec.name!r}"
+    if contribution.codec not in spec.codec.ladder:
+        return f"codec {contribution.codec[:40]!r}; this run uses {', '.join(map(repr, spec.codec.ladder))}"
     if not 0 < contribution.payload_bytes <= max_payload_bytes(log.origin.genesis.parameters):
         parameters = log.origin.genesis.parameters
         return f"a payload of {contribution.payload_bytes} bytes cannot be right for {parameters} parameters"
