@@ -8,6 +8,7 @@ that may refuse it altogether.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -18,6 +19,7 @@ from peer.exchange.donors import Donors
 from peer.exchange.download import METHOD, Download
 from peer.exchange.pace import Pacer
 from peer.exchange.ratelimit import RateLimiter
+from peer.exchange.uplink import Uplink
 from peer.identity import PeerId
 from peer.swarm.interface import PIECE_BYTES, Swarm
 from protos.swarm_pb2 import BlobRequest
@@ -54,6 +56,7 @@ class Exchange:
         self.bytes_sent = 0
         self.bytes_received = 0
         self.donors = Donors(swarm.peer_id)
+        self.uplink = Uplink()
         self._pacer = Pacer(swarm, self.upload, self.download)
         self._swarm = swarm
         self._admission = admission or (lambda peer, blob: None)
@@ -121,11 +124,15 @@ class Exchange:
                 while left > 0 and (piece := await asyncio.to_thread(file.read, min(left, PIECE_BYTES))):
                     self._moving[stream] = time.monotonic()
                     self._pacer.sent(requester, 0)
-                    await self.upload.take(len(piece))
+                    passage = self.uplink.passage(wanted.hash, requester)
+                    held_seconds = await self.upload.take(len(piece))
+                    if not self._pacer.is_probing:
+                        passage.held(held_seconds, self.upload.bytes_per_second or math.inf)
                     self._moving[stream] = time.monotonic()
                     left -= len(piece)
                     self.bytes_sent += len(piece)
-                    yield piece
+                    with passage.leaving(len(piece)):
+                        yield piece
                     self._pacer.sent(requester, len(piece))  # it has left: the swarm's writer waited for that
         finally:
             self._moving.pop(stream, None)

@@ -97,6 +97,11 @@ class Pacer:
         self._task: asyncio.Task[None] | None = None
         swarm.serve(METHOD, self._on_echo, max_request_bytes=0)
 
+    @property
+    def is_probing(self) -> bool:
+        """Whether the uplink was never full yet: then nothing waits for it, but for this rule to find it."""
+        return self._paces[0].is_new
+
     def sent(self, partner: PeerId, amount_bytes: int) -> None:
         self._count(0, partner, amount_bytes)
 

@@ -63,6 +63,11 @@ class RateLimiter:
     def bytes_per_second(self) -> float | None:
         return self._bucket.bytes_per_second if self._bucket else None
 
+    @property
+    def allowed_bytes_per_second(self) -> float | None:
+        """What a person allows, whatever the link bears."""
+        return self._rate
+
     def set_rate(self, bytes_per_second: float | None) -> None:
         """From now on; those who wait already wait to the end."""
         assert bytes_per_second is None or bytes_per_second > 0
@@ -84,16 +89,18 @@ class RateLimiter:
         elif self._bucket.bytes_per_second != min(rates):  # debts stay: a new rate must not be a new burst
             self._bucket = replace(refilled(self._bucket, self._clock()), bytes_per_second=min(rates))
 
-    async def take(self, amount_bytes: int) -> None:
+    async def take(self, amount_bytes: int) -> float:
+        """Waits until so much may move; for how many seconds."""
         bucket = self._bucket
         if bucket is None:
-            return
+            return 0.0
         self._bucket, wait_seconds = spend(bucket, amount_bytes, self._clock())
         if not wait_seconds:
-            return
+            return 0.0
         try:
             await asyncio.sleep(wait_seconds)
         except asyncio.CancelledError:
             if self._bucket is not None:  # not moved after all
                 self._bucket, _ = spend(self._bucket, -amount_bytes, self._clock())
             raise
+        return wait_seconds
