@@ -36,6 +36,8 @@ class PeerCollector(Collector):
             ("swarm_tokens", "Accepted tokens of the whole run.", view.swarm_tokens),
             ("swarm_peers", "Peers that the sequencer hears of.", view.swarm_peers),
             ("training", "1 while training, 0 in every other phase.", float(me.phase == "training")),
+            ("payload_bytes", "Size of this peer's contributions, about.", view.payload_bytes),
+            ("uplink_bytes_per_second", "The uplink, as contributions measured it.", view.uplink_bytes_per_second),
             ("paused", "1 while the owner's settings or order keep it from training.", float(me.phase == "paused")),
         ):
             if value is not None:

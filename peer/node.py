@@ -36,6 +36,7 @@ from peer.rounds.sequencer import PAUSED, TRAINING
 from peer.rounds.upkeep import Upkeep
 from peer.rounds.work import Work
 from protos import log_pb2, swarm_pb2
+from protos.signing import open_signed
 
 logger = logging.getLogger(__name__)
 
@@ -262,9 +263,10 @@ class Node:
         """Hand a contribution in, again and again until its round is over: a restarted sequencer has forgotten it."""
         self.phase = "submitting"
         self._hurry.set()
-        heartbeat = self.spec.timing.heartbeat_seconds
+        heartbeat, payload = self.spec.timing.heartbeat_seconds, open_signed(signed, log_pb2.Contribution).payload_hash
         while self.replica.state.round < round_:
             try:
+                self.replica.exchange.uplink.watch(payload, self.link.sequencer)
                 reply = await self.link.submit(signed)
                 if reply.fetched and self._stopping.is_set():
                     return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from configs.rungs import payload_bytes
 from peer.health import Facts
 from peer.log.progress import eta_seconds
 from peer.node import Node
@@ -49,6 +50,9 @@ def join_view(node: Node, pace: Pace) -> JoinView:
         losses=log.accounts.losses,
         up_bytes_per_second=up,
         down_bytes_per_second=down,
+        codec=node.contributor.rung.present,
+        payload_bytes=payload_bytes(node.contributor.rung.present, log.origin.genesis.parameters),
+        uplink_bytes_per_second=next(reversed(node.contributor.rung.uploads_bytes_per_second), None),
         compute_seconds=tally.compute_seconds,
     )
 
@@ -95,6 +99,7 @@ def round_figures(view: JoinView) -> dict[str, Any]:
         "credit_tokens": view.peer.credit_tokens,
         "pending_tokens": view.peer.pending_tokens,
         "rounds_contributed": view.rounds_contributed,
+        "codec": view.codec,
         "bytes_sent": view.peer.bytes_sent,
         "bytes_received": view.peer.bytes_received,
     }

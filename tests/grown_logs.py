@@ -20,6 +20,7 @@ def grow(
     loss: float = 5.0,
     signer: Identity = COORDINATOR,
     team: str = "",
+    codec: str = "",
     **fields: Any,
 ) -> None:
     """One more round; each of `shares` is a peer and how many sequences it trained on. `fields` of the record."""
@@ -33,6 +34,7 @@ def grow(
             mean_loss=loss,
             base_digest=log.origin.genesis.state_digest,
             team=team,
+            codec=codec or log.spec.codec.name,
         )
         cursor += sequences
         accepted.append(log_pb2.Accepted(contribution=sign(made, peer.private_key), norm=1.0))
@@ -41,7 +43,6 @@ def grow(
         run_id=log.run_id,
         round=log.head.round + 1,
         previous_hash=log.head.hash,
-        time_seconds=100.0 + log.head.round,
         base_digest=log.origin.genesis.state_digest,
         accepted=accepted,
         refused=[
@@ -50,7 +51,11 @@ def grow(
         ],
         data_cursor=cursor,
         deadline_seconds=1.0,
-        **{"term": log.head.record.term + (signer.peer_id.public_key != log.head.signed.signer), **fields},
+        **{
+            "term": log.head.record.term + (signer.peer_id.public_key != log.head.signed.signer),
+            "time_seconds": 100.0 + log.head.round,
+            **fields,
+        },
     )
     log.append(sign(record, signer.private_key))
 

@@ -7,11 +7,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from configs.rungs import rungs_between
 from peer.doctor import local, verdicts
 from peer.doctor.facts import Api, Bootstrap, Device, Disk, Drivers, Model, Names, Port, Speed, Torch
 from peer.doctor.finding import Finding
@@ -22,7 +24,7 @@ from tests.commands import free_port, processes_with, run, running, tiny_config,
 pytestmark = [pytest.mark.timeout(300)]
 
 GIB = 1 << 30
-VOLUNTEER = Model(151_000_000, 1024, 32, 12, 768, 49_152, True, 3, 40_000_000, 600.0)
+VOLUNTEER = Model(151_000_000, 1024, 32, 12, 768, 49_152, True, 3, 40_000_000, 600.0, ("lowbit2",))
 CPU_TORCH, CUDA_TORCH = Torch("2.9"), Torch("2.9", cuda="12.6")
 
 
@@ -88,6 +90,16 @@ def test_memory_fit_picks_a_micro_batch_and_says_why() -> None:
 def test_verdicts_have_the_right_cure(finding: Finding, status: str, cure: str) -> None:
     """What is wrong is said with what to do about it."""
     assert finding.status == status and cure in finding.cure, finding
+
+
+def test_the_link_is_judged_by_the_rung_that_it_hides() -> None:
+    """What is too slow for the run's codec is well on a sparser one that the run allows; the owner's cap is a link."""
+    flexible = replace(VOLUNTEER, ladder=rungs_between("lowbit2", "sparse/64"))
+    slow, fast = Speed(6e4, 1e6), Speed(1e6, 1e6)
+    assert verdicts.about_speed(slow, VOLUNTEER).status == "warn"
+    for finding in (verdicts.about_speed(slow, flexible), verdicts.about_speed(fast, flexible, 6e4)):
+        assert finding.status == "ok" and "8.98 MB (sparse/16) takes 2:30; as lowbit2" in finding.message, finding
+    assert "(lowbit2)" in verdicts.about_speed(fast, flexible, 2e6).message
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,15 @@ from tests.commands import free_port
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "volunteer.md").read_text()
 README = (ROOT / "README.md").read_text()
-VIEW = JoinView("demo", PeerView("anna", "training", 5, 10.0, 20, 8, 3.0, 1, 2), round=7, loss=3.1, swarm_peers=2)
+VIEW = JoinView(
+    "demo",
+    PeerView("anna", "training", 5, 10.0, 20, 8, 3.0, 1, 2),
+    round=7,
+    loss=3.1,
+    swarm_peers=2,
+    payload_bytes=100,
+    uplink_bytes_per_second=1e6,
+)
 
 
 def rows_of(title: str) -> list[list[str]]:

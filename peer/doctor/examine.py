@@ -190,7 +190,7 @@ class _Patient:
             found = await remote.speed(swarm, self._ticket)
         except (UnreachableError, Refused) as error:
             return warn("bandwidth", f"could not be measured: {error}", "run the doctor again in a minute")
-        return verdicts.about_speed(found, await self._model())
+        return verdicts.about_speed(found, await self._model(), self._settings.network.upload_bytes_per_second)
 
 
 async def _within(seconds: float, name: str, check: Awaitable[Finding]) -> Finding:

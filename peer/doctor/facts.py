@@ -53,6 +53,7 @@ class Model:
     kept_states: int  # on disk, at most
     payload_bytes: int  # of a contribution, at most
     round_seconds: float  # at most
+    ladder: tuple[str, ...]  # codecs that a contribution may have, the richest first
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,7 @@ def model_of(log: Log) -> Model:
         kept_states=spec.snapshots.keep + 1,  # an old one goes when the new one is there
         payload_bytes=largest_payload_bytes(spec.codec.name, parameters),
         round_seconds=spec.round.max_seconds,
+        ladder=spec.codec.ladder,
     )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+from configs.rungs import payload_bytes
 from peer.doctor.facts import Api, Bootstrap, Device, Disk, Drivers, Model, Names, Port, Speed, Torch
 from peer.doctor.finding import Finding, fail, ok, skipped, warn
+from peer.rounds.ladder import ROUND_SHARE, choose
 from peer.terminal.quantities import count, duration, link_rate, size
 
 TORCH_PAGE = "https://pytorch.org/get-started/locally"
@@ -220,12 +223,23 @@ def about_reachability(proven: Sequence[str], port: int) -> Finding:
     )
 
 
-def about_speed(speed: Speed, model: Model | None) -> Finding:
+def about_speed(speed: Speed, model: Model | None, allowed_bytes_per_second: float | None = None) -> Finding:
+    """Whether a contribution goes up in time, as the rung of the ladder that this uplink would hide. The owner's cap
+    counts like a slow link."""
     measured = f"up {link_rate(speed.up_bytes_per_second)}, down {link_rate(speed.down_bytes_per_second)}"
-    if model is None or speed.up_bytes_per_second <= 0:
+    up = min(speed.up_bytes_per_second, allowed_bytes_per_second or math.inf)
+    if up < speed.up_bytes_per_second:
+        measured += f", network.upload_mbit allows {link_rate(up)} up"
+    if model is None or up <= 0:
         return ok("bandwidth", measured)
-    seconds = model.payload_bytes / speed.up_bytes_per_second
-    takes = f"a contribution of {size(model.payload_bytes)} takes {duration(seconds)}"
+    rung = choose(model.ladder, model.parameters, [up], ROUND_SHARE * model.round_seconds, model.ladder[0])
+    weight = payload_bytes(rung, model.parameters)
+    seconds = weight / up
+    takes = f"a contribution of {size(weight)} ({rung}) takes {duration(seconds)}"
+    if rung != model.ladder[0]:
+        takes += (
+            f"; as {model.ladder[0]} it would take {duration(payload_bytes(model.ladder[0], model.parameters) / up)}"
+        )
     if seconds > model.round_seconds:
         return warn(
             "bandwidth",

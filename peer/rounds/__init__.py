@@ -5,4 +5,5 @@ leader.py       the sequencer's shell: messages in, signed records out
 link.py         a peer's line to the sequencer; directory.py is what the DHT says
 contributor.py  from local weights to a contribution, and back when it was not merged
 feedback.py     error feedback; work.py counts what is not merged yet
+ladder.py       how sparse a contribution must be to be hidden behind a round; rung.py measures
 """

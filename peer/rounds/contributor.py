@@ -31,6 +31,7 @@ from peer.log.replica import Replica
 from peer.presence import Labels
 from peer.rounds.feedback import ErrorFeedback
 from peer.rounds.ranges import Ranges
+from peer.rounds.rung import Rung
 from peer.rounds.work import Backlog, Work
 from peer.training.trainer import Trainer
 from protos import log_pb2
@@ -49,7 +50,7 @@ class Contributor:
         self.identity = identity
         self.replica = replica
         self.trainer = trainer
-        self.codec = replica.log.spec.codec.name
+        self.rung = Rung(replica.log, replica.exchange, identity.peer_id.public_key)
         self.feedback = ErrorFeedback(replica.state.theta.numel(), replica.log.spec.codec.feedback_decay)
         self.backlog = Backlog()
         self.merged_rounds = 0
@@ -105,7 +106,10 @@ class Contributor:
             CommonweightsError: the payload could not be stored; the work is in the error-feedback buffer.
         """
         await self.settle(local)
-        payload_hash, payload_bytes = await self.replica.compute(self._encode)
+        if words := self.rung.move():
+            self.on_event(words)
+        codec = self.rung.present
+        payload_hash, payload_bytes = await self.replica.compute(self._encode, codec)
         self._forget_kept()
         work = self.backlog.settled
         if private_data:
@@ -120,7 +124,7 @@ class Contributor:
                 tokens=work.tokens,
                 inner_steps=work.inner_steps,
                 mean_loss=work.mean_loss,
-                codec=self.codec,
+                codec=codec,
                 payload_hash=payload_hash,
                 payload_bytes=payload_bytes,
                 train_seconds=work.train_seconds,
@@ -161,6 +165,7 @@ class Contributor:
         submitted = self.backlog.submitted
         if submitted is None or submitted.round != round_:
             return
+        self.rung.missed()
         if await self.replica.compute(self._put_back, submitted.payload_hash):
             self.on_event(f"contribution to round {round_} was not merged: {reason}; kept for the next")
             self.backlog = self.backlog.returned()
@@ -220,9 +225,9 @@ class Contributor:
         """Where a peer goes on from: theta, less a part of what was not sent."""
         return torch.sub(self.replica.state.theta[part], self.feedback.buffer[part], alpha=self.keep_unsent)
 
-    def _encode(self) -> tuple[bytes, int]:
+    def _encode(self, codec: str) -> tuple[bytes, int]:
         """Move what the codec can say from the buffer into a stored payload: its hash and size in bytes."""
-        payload = self.feedback.encode(self.codec)
+        payload = self.feedback.encode(codec)
         try:
             return self.replica.blobs.put(payload), len(payload)
         except CommonweightsError:
@@ -241,6 +246,7 @@ class Contributor:
 
     async def load(self) -> None:
         """Take up what an earlier start kept."""
+        self.rung.resume()
         self.backlog = Backlog.load(self.folder / "backlog.json")
         try:
             self.feedback.load(self.folder / "feedback.safetensors")

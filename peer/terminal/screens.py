@@ -85,6 +85,7 @@ def join(view: JoinView, events: Sequence[Event], width: int, height: int, *, br
             ("" if view.down_bytes_per_second is None else f"down {link_rate(view.down_bytes_per_second)}", ""),
             (f"sent {size(me.bytes_sent or 0)}", ""),
             (f"received {size(me.bytes_received or 0)}", ""),
+            (view.codec, ""),
             (clean(view.device), "dim"),
         ),
         _figures(

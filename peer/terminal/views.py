@@ -72,6 +72,9 @@ class JoinView:
     losses: Curve = ()
     up_bytes_per_second: float | None = None  # over the last seconds
     down_bytes_per_second: float | None = None
+    codec: str = ""  # of this peer's newest contribution, or of its next one
+    payload_bytes: int | None = None  # of a contribution as that, about
+    uplink_bytes_per_second: float | None = None  # as its contributions measured it, or as the owner allows
     compute_seconds: float = 0.0  # spent in steps since it started now
 
 
