@@ -8,6 +8,8 @@ the ones that peers run. Beside them one process takes the same tokens, in the s
     python -m benchmarks.quality --dir runs/quality --write docs             ... and docs/quality.md, docs/quality.svg
     python -m benchmarks.quality --dir runs/quality --try sparse/16:1.4:0.3:0.5 ...     other settings: codec, outer
                                                           learning rate, momentum, share of unsent work that is kept
+    python -m benchmarks.quality --dir runs/quality --try lowbit2+sparse/16     half of the peers on another rung, the
+                                                          outer step that of the first
 
 A finished run is kept in the folder as JSON and not computed again, so the benchmark may be interrupted. Two may run
 side by side.
@@ -50,7 +52,7 @@ Rows = np.ndarray[Any, Any]  # token ids
 
 @dataclass(frozen=True)
 class Setting:
-    """One run. codec "" is the single process with PEERS times the batch."""
+    """One run. codec "" is the single process with PEERS times the batch; "a+b": peers take turns with a and b."""
 
     codec: str
     learning_rate: float = 1.0
@@ -133,6 +135,7 @@ def swarm(setting: Setting, rows: Rows, held_out: Rows, vocab_size: int) -> Curv
     momentum = torch.zeros_like(theta)
     feedback = [ErrorFeedback(theta.numel(), setting.feedback_decay) for _ in trainers]
     outer = OuterStep(setting.learning_rate, setting.momentum, nesterov=True)
+    codecs = setting.codec.split("+")
     losses, bits = [], []
     for round_ in range(setting.rounds):
         contributions = []
@@ -146,7 +149,7 @@ def swarm(setting: Setting, rows: Rows, held_out: Rows, vocab_size: int) -> Curv
             for step in range(INNER_STEPS):
                 tokens += trainer.step(rows[round_, step, peer], tokens_before + tokens).tokens
             feedback[peer].add(start, trainer.parameters.read())
-            payload = open_payload(feedback[peer].encode(setting.codec), theta.numel())
+            payload = open_payload(feedback[peer].encode(codecs[peer % len(codecs)]), theta.numel())
             bits.append(payload.bits_per_parameter)
             contributions.append((payload, tokens, norm_of(payload)))
         apply(theta, momentum, contributions, outer)
@@ -203,7 +206,7 @@ def parsed(text: str) -> Setting:
     if codec == "single":
         return Setting("")
     given = [float(number) for number in numbers]
-    learning_rate, momentum, keep = given + list(RUNGS[codec])[len(given) :]
+    learning_rate, momentum, keep = given + list(RUNGS[codec.split("+")[0]])[len(given) :]
     return Setting(codec, learning_rate, momentum, keep)
 
 
