@@ -24,6 +24,7 @@ from typing import Any
 
 from configs import load
 from coordinator.serve import Coordinator, ServeOptions, coordinating
+from coordinator.settings import CheckpointSettings, Settings
 from peer.errors import CommonweightsError
 from peer.identity import Identity
 from peer.swarm import HivemindSwarm
@@ -54,8 +55,10 @@ async def swarm(folder: Path, port: int) -> None:
     spec = load(ROOT / "configs/demo.toml")
     run = spec.run.model_copy(update={"name": "Little Pythonista", "rounds": 40})
     timing = spec.timing.model_copy(update={"silence_seconds": 6.0, "first_deadline_seconds": 8.0})
-    spec = spec.model_copy(update={"run": run, "timing": timing})
-    options = ServeOptions(folder / "run", host="127.0.0.1", web_ports=(port,), paused=True)
+    round_ = spec.round.model_copy(update={"target_tokens": spec.round.target_tokens // 2})
+    spec = spec.model_copy(update={"run": run, "timing": timing, "round": round_})
+    settings = Settings(checkpoints=CheckpointSettings(every_rounds=7))
+    options = ServeOptions(folder / "run", host="127.0.0.1", web_ports=(port,), paused=True, settings=settings)
     async with coordinating(spec, options, print) as coordinator, contextlib.AsyncExitStack() as stack:
         processes = [await join(folder, coordinator, stack, *who) for who in PEERS]
         lead = asyncio.create_task(coordinator.run())
