@@ -38,14 +38,14 @@ class CheckpointFolder:
         return self.checkpoint.manifest.time_seconds
 
 
-def checkpoints_in(archive: Archive) -> list[CheckpointFolder]:
-    """That count, newest first."""
+def newest_first(archive: Archive) -> list[CheckpointFolder]:
+    """The checkpoints that count."""
     return [CheckpointFolder(archive.folder_of(it.round), it) for it in reversed(archive.checkpoints)]
 
 
 def checkpoint_in(archive: Archive, round_: int) -> CheckpointFolder:
     """Of that round, or the newest for 0. Raises NotFound."""
-    for item in checkpoints_in(archive):
+    for item in newest_first(archive):
         if round_ in (0, item.round):
             return item
     raise NotFound(f"there is no checkpoint of round {round_} here" if round_ else "there is no checkpoint yet")

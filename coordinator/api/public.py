@@ -213,7 +213,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
     ) -> coordinator_pb2.ListCheckpointsReply:
         self._check(request.run_id)
         size, before = page_size(request.page_size), after(request.page_token, int, int)
-        found = files.checkpoints_in(self.run.archive)
+        found = files.newest_first(self.run.archive)
         page = [item for item in found if before is None or item.round < before][:size]
         return coordinator_pb2.ListCheckpointsReply(
             checkpoints=[rows.checkpoint(item) for item in page],

@@ -12,12 +12,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-from coordinator.archive import folder_name
+from coordinator.api.files import newest_first
 from coordinator.ledger import team_rows
 from coordinator.store.history import Kind
 from coordinator.web.eta import eta
 from coordinator.web.timeline import RoundMarks, Timeline
-from peer.checkpoints.manifest import MANIFEST_FILE
 from peer.identity import PeerId
 from peer.rounds.guests import Guest
 
@@ -281,18 +280,15 @@ def checkpoints(coordinator: Coordinator) -> dict[str, Any]:
     return {
         "checkpoints": [
             {
-                "name": folder_name(it.round),
+                "name": it.path.name,
                 "round": it.round,
-                "time": it.manifest.time_seconds,
-                "tokens": it.manifest.tokens,
-                "eval_loss": it.manifest.eval_loss if it.manifest.eval_loss >= 0 else None,
-                "bytes": it.size_bytes,
-                "files": [
-                    *({"name": file.name, "bytes": file.bytes} for file in it.manifest.files),
-                    {"name": MANIFEST_FILE, "bytes": len(it.content)},
-                ],
+                "time": it.time_seconds,
+                "tokens": it.checkpoint.manifest.tokens,
+                "eval_loss": loss if (loss := it.checkpoint.manifest.eval_loss) >= 0 else None,
+                "bytes": it.checkpoint.size_bytes,
+                "files": [{"name": name, "bytes": size} for name, size in it.files.items()],
             }
-            for it in reversed(coordinator.archive.checkpoints)
+            for it in newest_first(coordinator.archive)
         ]
     }
 
