@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from pathlib import Path
 from typing import Any, cast
@@ -93,6 +94,30 @@ async def test_what_the_organiser_orders_while_another_leads_happens_when_the_co
         log = swarm.coordinator.log
         assert log.head.record.final and log.head.signed.signer == swarm.coordinator.swarm.peer_id.public_key
         assert {node.replica.log.head.hash for node in swarm.nodes.values()} == {log.head.hash}
+
+
+async def test_who_is_far_behind_applies_all_of_the_log_before_it_leads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when that takes longer than a leader may be silent: nothing that was accepted is given up for it."""
+    async with Swarm(tmp_path, long_spec()) as swarm:
+        swarm.start("one")
+        await swarm.begin(1)
+        await swarm.until(lambda: swarm.head() >= 8, "round 8")
+        await swarm.kill("one")
+        coordinator = swarm.coordinator
+        await swarm.until(lambda: coordinator.replica.state.round == swarm.head(), "it is applied")
+        apply, head = coordinator.apply, coordinator.log.head
+
+        async def slowly() -> None:
+            await asyncio.sleep(0.4)
+            await apply()
+
+        monkeypatch.setattr(coordinator, "apply", slowly)
+        coordinator.leader.resign()
+        await coordinator.replica.roll_back(0)
+        await swarm.until(lambda: swarm.leaders() == ["coordinator"], "it leads again")
+        assert coordinator.log.head is head and coordinator.replica.state.round == head.round
 
 
 @pytest.mark.parametrize("with_coordinator", [True, False], ids=["one half has the coordinator", "neither has"])

@@ -30,7 +30,7 @@ async def test_two_peers_make_a_round(tmp_path: Path) -> None:
 
 async def test_an_end_that_was_ordered_while_another_led_keeps_the_open_rounds_work(tmp_path: Path) -> None:
     """It takes effect when this node leads again: it waits for those who were here, merges what they have, and ends."""
-    timing = {"heartbeat_seconds": 1.0, "silence_seconds": 10, "first_deadline_seconds": 10}
+    timing = {"heartbeat_seconds": 1.0, "silence_seconds": 4, "first_deadline_seconds": 10}
     async with small_run(tmp_path, timing=timing) as run:
         peer, leader = run.stranger(), run.leader
         await peer.heartbeat()

@@ -207,13 +207,11 @@ class Helm:
         return news
 
     async def _lead(self, rank: int, cursor: int = 0) -> None:
-        """Take the lead, from the head of the log as this node has it."""
-        try:
-            async with asyncio.timeout(self.silence_seconds):
-                await self.upkeep.bring_up()
-        except (UnreachableError, TimeoutError) as error:
-            logger.info("the newest records cannot be applied, they are given up: %s", error)
-            await self.upkeep.step_back()
+        """Take the lead, from the head of the log as this node has it; after a long way there, look around first."""
+        began = asyncio.get_running_loop().time()
+        await self._apply_all()
+        if asyncio.get_running_loop().time() - began > self.silence_seconds:
+            return
         if self.leader.leading or self.leaving or not may_sequence(self.own.public_key, self.log):
             return
         if self.upkeep.replica.state.round != self.log.head.round:
@@ -225,6 +223,22 @@ class Helm:
         self._leading = asyncio.create_task(self.leader.lead())
         if self.log.head.round:
             self.on_event(f"this node leads the run now, from round {self.log.head.round + 1} on")
+
+    async def _apply_all(self) -> None:
+        """Bring the state to the head of the log, for as long as it goes forward. What nobody within reach has the
+        payloads of is given up."""
+        replica = self.upkeep.replica
+        while True:
+            reached = replica.state.round
+            try:
+                async with asyncio.timeout(self.silence_seconds):
+                    return await self.upkeep.bring_up()
+            except (UnreachableError, TimeoutError) as error:
+                if isinstance(error, TimeoutError) and replica.state.round > reached:
+                    continue
+                reason = str(error) or f"round {reached + 1} is not applied after {self.silence_seconds:g} s"
+                logger.info("the newest records cannot be applied, they are given up: %s", reason)
+                return await self.upkeep.step_back()
 
     async def _ask_for_handover(self) -> None:
         """The coordinator, caught up with whoever led in its absence, takes the lead back."""

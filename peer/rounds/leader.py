@@ -75,6 +75,7 @@ class Leader:
         self._checks: dict[tuple[bytes, bytes], asyncio.Task[None]] = {}  # of payloads, by the same key
         self._tasks: set[asyncio.Task[None]] = set()
         self._announce_at = 0.0  # monotonic seconds
+        self._end_from = 0.0  # loop seconds: an end that was ordered does not happen before
         self.stepped = awake_seconds()
         self._failure: BaseException | None = None  # of a background task: it ends `lead`
 
@@ -88,6 +89,8 @@ class Leader:
         assert self.replica.state.round == self.replica.log.head.round, "a leader is at the head"
         now = asyncio.get_running_loop().time()
         self.term, self.leading, self.holding = term, True, False
+        # Others have so long to show a better chain: an end is for good.
+        self._end_from = now + (self.state.rules.silence_seconds if self.replica.log.head.round else 0.0)
         self.state = self._fresh(rank, cursor, now)
         self.applied.set()
         self.stepped = awake_seconds()
@@ -293,7 +296,8 @@ class Leader:
     def _finish_if_due(self) -> None:
         """Publish the final record when the run has all it was to have."""
         log = self.replica.log
-        due = is_due(log) or self.state.ending
+        ordered = self.state.ending and asyncio.get_running_loop().time() >= self._end_from
+        due = is_due(log) or ordered
         if due and self.is_awake() and self.leading and self.applied.is_set() and not log.finished:
             cursor = self.state.leases.cursor
             fields: dict[str, Any] = {**self._record_fields(log.head.round + 1), **self.gate.decisions(())}
