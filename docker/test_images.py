@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -23,7 +24,6 @@ ROOT = Path(__file__).parent.parent
 BASE = "python:3.11-slim-bookworm"
 PAGE = "http://127.0.0.1:7071"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
-WHEELS = os.environ.get("PIP_FIND_LINKS", "")  # wheels on this machine that no index has
 
 
 def sh(*command: str, seconds: float = 600, **environment: str) -> str:
@@ -93,9 +93,12 @@ def build(engine: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
         make_stand_in(tmp_path_factory.mktemp("base"))
     if not works("docker", "run", "--rm", BASE, "true"):
         pytest.skip("the engine answers, but starts no container here")
-    stand_in = works("docker", "run", "--rm", BASE, "test", "-e", "/stand-in")
-    # The stand-in takes torch from this machine, and uses its network to reach the package index.
-    return {"TORCH_INDEX": "", "BUILD_NETWORK": "host"} if stand_in else {}
+    environment = {}
+    if works("docker", "run", "--rm", BASE, "test", "-e", "/stand-in"):
+        environment["BUILD_NETWORK"] = "host"  # it reaches the package index as this machine does
+    if works("docker", "run", "--rm", BASE, "test", "-e", "/opt/wheels"):
+        environment["TORCH_INDEX"] = ""
+    return environment
 
 
 def make_stand_in(folder: Path) -> None:
@@ -105,8 +108,10 @@ def make_stand_in(folder: Path) -> None:
     root = folder / "root"
     sh("debootstrap", "--variant=minbase", "--include=ca-certificates,python3,python3-venv", "bookworm", str(root))
     shutil.copy(CERTIFICATES, root / CERTIFICATES.relative_to("/"))
-    if WHEELS and Path(WHEELS).is_dir():
-        shutil.copytree(WHEELS, root / "opt/wheels")
+    # Wheels that no index has: torch for CPUs, on a machine that reaches PyPI alone.
+    links = re.search(r"find-links='([^' ]+)'", sh(sys.executable, "-m", "pip", "config", "list"))
+    if links and Path(links[1]).is_dir():
+        shutil.copytree(links[1], root / "opt/wheels")
     (root / "stand-in").touch()
     archive = folder / "base.tar"
     sh("tar", "-C", str(root), "-cf", str(archive), ".")
