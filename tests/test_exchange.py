@@ -293,6 +293,29 @@ async def test_serving_has_limits(new_peer: NewPeer, network: MemoryNetwork, mon
     await until(lambda: not donor._serving)
 
 
+async def test_a_new_blob_is_not_asked_of_everybody_at_once(new_peer: NewPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirty sources that do not have it yet are asked one by one, more and more slowly, until one does."""
+    monkeypatch.setattr(peer.exchange.download, "RETRY_SECONDS", 0.5)
+    asked: list[bytes] = []
+
+    def note(who: PeerId, blob: bytes) -> None:
+        asked.append(blob)
+
+    others, taker = [new_peer(admission=note) for _ in range(30)], new_peer()
+    content = os.urandom(1000)
+    blob = blake3(content).digest()
+    fetching = asyncio.ensure_future(
+        taker.fetch(blob, len(content), [id_of(other) for other in others], deadline_seconds=20)
+    )
+    await until(lambda: len(asked) >= 5)
+    for other in others:
+        other.store.put(content)
+    began, before = time.monotonic(), len(asked)
+    await fetching
+    assert len(asked) <= before + 1
+    assert time.monotonic() - began < 2.0
+
+
 async def test_frozen_takers_cost_others_nothing(
     new_peer: NewPeer, network: MemoryNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,8 @@ SILENCE_SECONDS = 20.0  # without a piece: a failure of the source
 MAX_FAILURES = 4  # in a row: the source is dropped
 RETRY_SECONDS = 0.5  # after the first failure; doubles; other sources have their turn first
 MAX_RETRY_SECONDS = 8.0
+MISS_SECONDS = 0.02  # before the next source, when one did not have it; doubles up to RETRY_SECONDS: a blob is new when
+# most do not have it, and asking all of them each time would be most of the traffic of a large swarm
 NOT_HERE = "no such blob here"  # a refusal that may be over soon: the other side fetches it too
 BUSY = "busy"  # begins one that will be
 LOOK_SECONDS = 0.25  # between looks at who stalls
@@ -82,6 +84,8 @@ class Download:
         self._failures: dict[PeerId, int] = {}
         self._without: dict[PeerId, int] = {}  # how often a source said that it does not have the blob
         self._ready_at: dict[PeerId, float] = {}  # when to try again what failed
+        self._misses = 0  # sources in a row that did not have it
+        self._next_at = 0.0  # when to ask the next one
         self._reasons: dict[PeerId, str] = {}  # the last thing that went wrong with a source
         self._segments: list[_Segment] = []
         self._one_by_one = False
@@ -154,7 +158,8 @@ class Download:
                     at_work[asyncio.create_task(self._work(source, partial))] = source
                 if not at_work and not any(source not in self._without for source in self._idle):
                     raise UnreachableError(f"blob {self._blob.hex()[:12]}: {self}")
-                await asyncio.wait({*at_work, news}, timeout=LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                pause = min(max(0.0, self._next_at - time.monotonic()) or LOOK_SECONDS, LOOK_SECONDS)
+                await asyncio.wait({*at_work, news}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
                 if news.done():
                     self._news.clear()
                     news = asyncio.create_task(self._news.wait())
@@ -170,6 +175,8 @@ class Download:
 
     def _pop_ready(self) -> PeerId | None:
         now = time.monotonic()
+        if now < self._next_at:
+            return None
         source = next((source for source in self._idle if self._ready_at.get(source, 0.0) <= now), None)
         if source is not None:
             self._idle.remove(source)
@@ -181,6 +188,7 @@ class Download:
         if error is None:
             self._without.pop(source, None)
             self._idle.insert(0, source)
+            self._misses = 0
             return
         if not isinstance(error, UnreachableError | Refused):
             raise error
@@ -190,11 +198,13 @@ class Download:
         self._reasons[source] = str(error)
         if isinstance(error, Refused) and str(error) == NOT_HERE:  # asked again as long as another one has it
             times = self._without[source] = self._without.get(source, 0) + 1
+            self._misses += 1
+            self._next_at = time.monotonic() + min(RETRY_SECONDS, MISS_SECONDS * 2.0 ** min(self._misses - 1, 8))
             self._later(source, times)
             return
         failures = self._failures[source] = self._failures.get(source, 0) + 1
         if isinstance(error, Refused) and str(error).startswith(BUSY):
-            self._later(source, failures)
+            self._later(source, min(failures, 2))  # it has it, and serves what it has begun within seconds
             return
         self._donors.failed(source)
         if failures >= MAX_FAILURES or isinstance(error, Refused):

@@ -12,6 +12,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
 
 from peer.errors import Refused, UnreachableError
 from peer.exchange.blobs import HASH_BYTES, BlobStore
@@ -31,6 +32,7 @@ MIN_MOVING = 4  # streams that get somewhere, at once, on the slowest uplink
 STREAM_BYTES_PER_SECOND = (
     128 * 1024
 )  # of the uplink for each: more of them would all be slow, and others have blobs too
+AHEAD_SECONDS = 2.0  # for which those streams that are served keep the uplink occupied: no reason to turn one away
 STUCK_SECONDS = 3.0  # without a piece taken: the other side is frozen, and counts as nobody
 MAX_STREAMS = 32  # of all fetches together
 
@@ -61,7 +63,7 @@ class Exchange:
         self._swarm = swarm
         self._admission = admission or (lambda peer, blob: None)
         self._serving: Counter[PeerId] = Counter()
-        self._moving: dict[object, float] = {}  # when a stream last got rid of a piece, monotonic
+        self._served: set[_Served] = set()
         self._fetching: dict[tuple[bytes, int], Download] = {}  # a liar may announce a wrong size
         self._streams = asyncio.Semaphore(MAX_STREAMS)
         swarm.serve_stream(METHOD, self._serve, max_request_bytes=MAX_REQUEST_BYTES)
@@ -116,26 +118,27 @@ class Exchange:
         if self._serving[requester] >= MAX_SERVED_PER_PEER or self._is_busy(requester):
             raise Refused("busy: serving too many blobs; try again later")
         self._serving[requester] += 1
-        stream = object()
+        stream = _Served()
         try:
             with self.store.open(wanted.hash) as file:
                 file.seek(min(wanted.offset, self.store.size(wanted.hash)))
-                left = wanted.length or self.store.size(wanted.hash)
-                while left > 0 and (piece := await asyncio.to_thread(file.read, min(left, PIECE_BYTES))):
-                    self._moving[stream] = time.monotonic()
+                stream.left = wanted.length or self.store.size(wanted.hash)
+                while stream.left > 0 and (piece := await asyncio.to_thread(file.read, min(stream.left, PIECE_BYTES))):
+                    self._served.add(stream)
+                    stream.moved = time.monotonic()
                     self._pacer.sent(requester, 0)
                     passage = self.uplink.passage(wanted.hash, requester)
                     held_seconds = await self.upload.take(len(piece))
                     if not self._pacer.is_probing:
                         passage.held(held_seconds, self.upload.bytes_per_second or math.inf)
-                    self._moving[stream] = time.monotonic()
-                    left -= len(piece)
+                    stream.moved = time.monotonic()
+                    stream.left -= len(piece)
                     self.bytes_sent += len(piece)
                     with passage.leaving(len(piece)):
                         yield piece
                     self._pacer.sent(requester, len(piece))  # it has left: the swarm's writer waited for that
         finally:
-            self._moving.pop(stream, None)
+            self._served.discard(stream)
             self._serving[requester] -= 1
             if not self._serving[requester]:
                 del self._serving[requester]
@@ -145,6 +148,16 @@ class Exchange:
         if self._serving.total() >= MAX_SERVED:
             return True
         now, rate = time.monotonic(), self.upload.bytes_per_second
-        moving = sum(now - at < STUCK_SECONDS for at in self._moving.values())
-        places = MAX_SERVED if rate is None else max(MIN_MOVING, rate / STREAM_BYTES_PER_SECOND)
-        return moving >= (places if requester in self._serving else 2 * places)
+        moving = [stream for stream in self._served if now - stream.moved < STUCK_SECONDS]
+        if rate is None or sum(stream.left for stream in moving) <= AHEAD_SECONDS * rate:
+            return False
+        places = max(MIN_MOVING, rate / STREAM_BYTES_PER_SECOND)
+        return len(moving) >= (places if requester in self._serving else 2 * places)
+
+
+@dataclass(eq=False)
+class _Served:
+    """A blob, or a part of one, on its way to somebody."""
+
+    left: int = 0  # bytes
+    moved: float = 0.0  # when it last got rid of a piece, monotonic
