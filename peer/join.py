@@ -283,7 +283,8 @@ async def _open_log(link: Link, ticket: Ticket, folder: Path) -> Log:
 
 async def _fetch_manifest(log: Log, exchange: Exchange, sources: list[PeerId]) -> Manifest:
     genesis = log.origin.genesis
-    if not exchange.store.has(genesis.manifest_hash):
+    if not await asyncio.to_thread(exchange.store.check, genesis.manifest_hash):  # a disk may rot
+        exchange.store.delete(genesis.manifest_hash)
         await exchange.fetch(genesis.manifest_hash, genesis.manifest_bytes, sources, deadline_seconds=FETCH_SECONDS)
     return Manifest.from_json(exchange.store.read(genesis.manifest_hash), source="the run's data manifest")
 

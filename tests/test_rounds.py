@@ -131,6 +131,23 @@ async def test_a_peer_that_comes_back_keeps_its_identity_and_its_unsent_work(tmp
     assert verify(tmp_path / "coordinator").ok
 
 
+async def test_a_manifest_that_rotted_on_the_disk_is_fetched_again(tmp_path: Path) -> None:
+    """A peer that was killed starts again and takes part, instead of ending with a complaint about its own file."""
+    async with Swarm(tmp_path, tiny_spec(run={"rounds": 8})) as swarm:
+        swarm.start("steady", "victim")
+        await swarm.begin(2)
+        await swarm.until(lambda: swarm.head() >= 2, "round 2")
+        replica = swarm.nodes["victim"].replica
+        await swarm.kill("victim")
+        path = replica.blobs.path(replica.log.origin.genesis.manifest_hash)
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 0x10
+        path.write_bytes(content)
+        swarm.start("victim")
+        await swarm.finish()
+    assert replica.blobs.check(replica.log.origin.genesis.manifest_hash)
+
+
 async def test_a_coordinator_that_comes_back_goes_on_with_all_credit(tmp_path: Path) -> None:
     """Cancelled in mid-run and started again from its folder: the log continues, and peers rejoin."""
     spec = tiny_spec(run={"rounds": 6})
