@@ -122,6 +122,18 @@ async def test_a_state_that_diverged_is_replaced_by_the_swarms(tmp_path: Path) -
         assert replica.digest == run.leader.replica.digest == replica.state.digest()
 
 
+async def test_a_state_chunk_that_rotted_here_is_fetched_again(tmp_path: Path) -> None:
+    """A chunk that is in the store already, and is not what its name says, is no reason to give up."""
+    async with followed(tmp_path, 3) as (run, replica):
+        await run.leader.replica.keep_snapshot(2)
+        await replica.catch_up()
+        await replica.keep_snapshot(2)
+        for chunk in replica.snapshots.manifest(3).chunk_hashes:
+            _damage(replica.blobs, chunk)
+        await replica.reload(run.network.node(), run.leader.replica.digest)
+        assert replica.digest == run.leader.replica.digest == replica.state.digest()
+
+
 def enlarge(monkeypatch: pytest.MonkeyPatch) -> None:
     """States of many chunks."""
     for module in (state_module, snapshots_module):

@@ -303,6 +303,8 @@ class Replica:
 
         async def one(hash_: bytes, size: int) -> None:
             async with gate:
+                if not await asyncio.to_thread(self.blobs.check, hash_):  # what is here already may have rotted
+                    self.blobs.delete(hash_)
                 await self.fetch_blob(hash_, size)
 
         sizes = [len(chunk) for chunk in self.state.chunks()]
