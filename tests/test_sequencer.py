@@ -227,6 +227,47 @@ def test_the_deadline_adapts_to_what_peers_need() -> None:
     assert 1.0 < table.state.deadline_seconds < 5.0
 
 
+def test_a_peer_whose_work_is_refused_again_and_again_neither_closes_rounds_nor_keeps_its_leases() -> None:
+    """What it reports is no reason to close: the others have full rounds. What it holds is leased to them in time."""
+    table = Table(target_tokens=100, lease_seconds=20.0)
+
+    def refused() -> None:
+        table.hear(A, tokens=100)
+        if A not in table.state.submissions and table.held[A]:
+            submission = replace(table.offer(A), payload_hash=bytes([table.state.round]) * 32)
+            table.say(Offered(submission))
+            table.say(Checked(A, submission.payload_hash, reason="its payload cannot be had"))
+
+    table.hear(A)
+    hostage = table.held[A]
+    for _ in range(3):
+        refused()
+        table.hear(B, tokens=50)
+        table.submit(B)
+        table.say(Tick(), after=11.0)
+    for _ in range(30):
+        refused()
+        before = table.state.round
+        table.hear(B, tokens=50)
+        assert table.state.closing is None and table.state.round == before, "50 of 100 tokens"
+        table.hear(B, tokens=100)
+        assert only(table.submit(B, sequences=10), Publish)
+        table.say(Tick(), after=1.0)
+    assert not hostage - table.accepted
+    assert table.held[A], "it may begin again, with little"
+
+
+def test_when_nobody_can_be_relied_on_rounds_close_all_the_same() -> None:
+    """A swarm that missed deadlines together, all on slow links, goes on by the tokens that it reports."""
+    table = Table(target_tokens=100, silence_seconds=1e9)
+    for peer in (A, B):
+        table.hear(peer, tokens=50)
+    state = table.state
+    table.state = replace(state, members={peer: replace(it, missed=5) for peer, it in state.members.items()})
+    table.hear(A, tokens=60)
+    assert table.state.closing is not None
+
+
 def test_no_history_of_late_answers_makes_a_deadline_longer_than_a_round() -> None:
     """Rounds that nobody answered for hours, then somebody did: the next one is not given hours."""
     table = Table(target_tokens=50, silence_seconds=1e9, lease_seconds=1e9)

@@ -55,11 +55,16 @@ class LeaseBook:
         lease = self.held.get(peer)
         return lease.positions if lease else Ranges()
 
-    def grant(self, peer: bytes, count: int, now: float, lease_seconds: float) -> tuple[LeaseBook, Ranges]:
-        """Lease `count` more positions to `peer` and renew what it has; returns the newly leased ones."""
+    def grant(
+        self, peer: bytes, count: int, now: float, lease_seconds: float, only_new: bool = False
+    ) -> tuple[LeaseBook, Ranges]:
+        """Lease `count` more positions to `peer` and renew what it has; returns the newly leased ones.
+
+        `only_new`: none that came back; who let them go before would only hold them up again.
+        """
         if count <= 0:
             return self.renew(peer, now, lease_seconds), Ranges()
-        again = Ranges(self.returned.first(count).pairs[:MAX_FRAGMENTS])
+        again = Ranges(self.returned.first(0 if only_new else count).pairs[:MAX_FRAGMENTS])
         new = Ranges.of([(self.cursor, self.cursor + count - len(again))])
         granted = again | new
         book = replace(

@@ -36,6 +36,7 @@ from peer.rounds.events import (
     Tick,
 )
 from peer.rounds.leases import LeaseBook
+from peer.rounds.ranges import Ranges
 
 __all__ = [  # the whole conversation, for those who hold one with it
     "Checked",
@@ -125,6 +126,10 @@ class Member:
     phase: str = ""
     missed: int = 0  # closed rounds in a row that it reported tokens for and did not submit to
 
+    @property
+    def is_relied_on(self) -> bool:
+        return self.missed < MISSES_ALLOWED
+
 
 @dataclass(frozen=True)
 class Sequencer:
@@ -145,10 +150,23 @@ class Sequencer:
     @property
     def round_tokens(self) -> int:
         """Tokens trained on in the open round: submitted ones, and what the others report."""
+        return self._tokens(self.members)
+
+    @property
+    def counted_tokens(self) -> int:
+        """Of these, the ones that bring the round nearer to its end.
+
+        Not what those report who did not bring it several times: one whose work is refused again and again would close
+        every round at once. Unless there is nobody else.
+        """
+        relied_on = {peer: it for peer, it in self.members.items() if it.is_relied_on and it.phase not in BYSTANDING}
+        return self._tokens(relied_on or self.members)
+
+    def _tokens(self, members: Mapping[bytes, Member]) -> int:
         submitted = sum(item.tokens for item in self.submissions.values())
         return submitted + sum(
             member.round_tokens
-            for peer, member in self.members.items()
+            for peer, member in members.items()
             if peer not in self.submissions and member.head_round >= self.round - 1  # else it may report merged work
         )
 
@@ -200,7 +218,7 @@ class Sequencer:
         absent = [
             (peer, member)
             for peer, member in self.members.items()
-            if peer not in self.submissions and member.missed < MISSES_ALLOWED
+            if peer not in self.submissions and member.is_relied_on
         ]
         if self.closing is None:
             return [
@@ -235,6 +253,9 @@ def tick(state: Sequencer, event: Event, now: float) -> tuple[Sequencer, list[Ef
 
 def _heard(state: Sequencer, event: Heard, now: float, effects: list[Effect]) -> Sequencer:
     rules = state.rules
+    known = state.members.get(event.peer)
+    # Whose work does not arrive keeps what it holds until that expires, and then begins again with little.
+    holds_back = known is not None and not known.is_relied_on
     book, revoked = state.leases.present(
         event.peer,
         event.held,
@@ -242,17 +263,18 @@ def _heard(state: Sequencer, event: Heard, now: float, effects: list[Effect]) ->
         now,
         rules.lease_seconds,
         grace_seconds=5 * rules.heartbeat_seconds,
-        most=rules.most_sequences,
+        most=0 if holds_back else rules.most_sequences,
     )
     wanted = (
         0 if state.paused or now < state.leases_from else min(event.wanted_sequences, _fair_share(rules, event, book))
     )
-    book, granted = book.grant(event.peer, wanted, now, rules.lease_seconds)
+    granted = Ranges()
+    if not holds_back or not book.positions(event.peer):
+        book, granted = book.grant(event.peer, wanted, now, rules.lease_seconds, only_new=holds_back)
     effects.append(Leased(event.peer, granted, revoked))
     # A claim of more than it holds leases for (or, on its own data, more than a round) must not close the round.
     believable = len(book.positions(event.peer)) * rules.sequence_tokens or rules.target_tokens
     tokens = min(event.round_tokens, believable)
-    known = state.members.get(event.peer)
     missed = known.missed if known else 0
     member = Member(now, event.head_round, tokens, event.tokens_per_second, event.phase, missed)
     return replace(state, leases=book, members={**state.members, event.peer: member})
@@ -334,7 +356,7 @@ def _advance(state: Sequencer, now: float, effects: list[Effect]) -> Sequencer:
     if complete:
         return _publish(state, now, effects)
     if state.closing is None:
-        full = state.round_tokens >= state.rules.target_tokens
+        full = state.counted_tokens >= state.rules.target_tokens
         old = now - state.opened >= state.rules.max_seconds and state.round_tokens > 0
         last = state.ending and state.round_tokens > 0
         if last or ((full or old) and not state.paused):
