@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from peer.codecs import encode
 from peer.errors import CommonweightsError, Refused
 from peer.rounds import guests, reception
+from peer.rounds.ranges import Ranges
 from protos import log_pb2, swarm_pb2
 from tests.small_run import PARAMETERS, payload, small_run
 
@@ -88,6 +90,29 @@ async def test_a_copy_is_refused_and_the_original_merged(tmp_path: Path) -> None
         await copier.heartbeat(phase="leaving")
         await run.until_round(1)
         assert [item.payload_hash for _, item in run.log.head.contributions] == [original.payload_hash]
+
+
+async def test_old_contributions_are_not_merged_again(tmp_path: Path) -> None:
+    """Neither its maker nor anybody else gets credit twice: not for the same message, not for the payload under a new
+    header. The record names who tried, and the payload, which others need, stays."""
+    async with small_run(tmp_path) as run:
+        maker, copier = run.stranger(), run.stranger()
+        await maker.heartbeat()
+        original = maker.offer(payload(1))
+        assert (await maker.settled(original)).fetched
+        await run.until_round(1)
+        await maker.submit(original)
+        for peer in (maker, copier):
+            await peer.heartbeat()
+            peer.leased -= Ranges.from_protos(original.consumed)
+            assert "merged in round 1 already" in (await peer.settled(peer.offer(payload(1)))).refusal
+        assert (await maker.settled(maker.offer(payload(2)))).fetched
+        await copier.heartbeat(phase="leaving")
+        await run.until_round(2)
+        assert [item.payload_hash for _, item in run.log.head.contributions] != [original.payload_hash]
+        refused = {item.peer: item.reason for item in run.log.head.record.refused}
+        assert refused.keys() == {peer.identity.peer_id.public_key for peer in (maker, copier)}
+        assert run.leader.replica.blobs.has(original.payload_hash)
 
 
 async def test_a_second_try_replaces_a_refused_contribution(tmp_path: Path) -> None:
@@ -239,6 +264,19 @@ async def test_a_full_disk_of_the_leader_is_not_the_peers_fault(
             run.lead.result()
         assert not run.leader.state.refusals
         run.lead = asyncio.create_task(asyncio.sleep(0))
+
+
+async def test_a_refusal_at_the_very_deadline_has_its_reason(tmp_path: Path) -> None:
+    """The message that is refused may be the one that makes the leader notice that the deadline is over."""
+    async with small_run(tmp_path) as run:
+        prompt, late = run.stranger(), run.stranger()
+        for peer in (prompt, late):
+            await peer.heartbeat(tokens=32)
+        assert (await prompt.settled(prompt.offer(payload(1)))).fetched
+        now = asyncio.get_running_loop().time()
+        run.leader.state = replace(run.leader.state, closing=now - 2, deadline=now - 1)
+        assert "not leased" in (await late.submit(late.offer(payload(2), consumed=[(900, 904)]))).refusal
+        await run.until_round(1)
 
 
 async def test_a_contribution_handed_in_again_while_its_record_is_made_is_not_refused(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ class Reception:
         )
         for effect in effects:
             if isinstance(effect, sequencer.Refuse):
-                del self.leader.headers[key]
+                self.leader.headers.pop(key, None)  # the same step may have published the round, and forgotten them all
                 return _refusal(effect.reason)
         return swarm_pb2.SubmitReply().SerializeToString()
 
