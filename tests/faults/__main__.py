@@ -31,7 +31,7 @@ from configs import RunSpec
 from tests.faults import report, scenarios
 from tests.faults.judgement import Judgement, judge
 from tests.faults.memory import memory_world
-from tests.faults.processes import Nursery, process_world
+from tests.faults.processes import LIGHT, Nursery, process_world
 from tests.faults.runner import Happened, Performance
 from tests.faults.schedule import Schedule, load
 from tests.faults.world import World, fault_spec
@@ -51,7 +51,6 @@ COMMANDS = [
 ]
 STEPS = 50
 PICTURED = ("soak", "churn")
-LIGHT = ("--duty-percent", "15")  # eight peers that leave each other room on two cores
 
 
 def main() -> None:
@@ -112,7 +111,7 @@ async def _world(options: argparse.Namespace, schedule: Schedule, folder: Path) 
             yield memory
         return
     small_disks = {name for fault in schedule.faults if fault.what == "fill" for name in fault.whom}
-    light = LIGHT if options.command == "churn" else ()
+    light = () if options.command == "slow-links" else LIGHT
     with Nursery() as nursery:
         async with process_world(nursery, folder, spec, small_disks, light) as world:
             yield world
@@ -120,15 +119,21 @@ async def _world(options: argparse.Namespace, schedule: Schedule, folder: Path) 
 
 
 def _spec(command: str) -> RunSpec:
-    if command != "slow-links":
-        return fault_spec()
-    config = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4}
-    return fault_spec(
-        model={"architecture": "llama", "config": config},
-        codec={"name": "fp16"},
-        round={"target_tokens": 32768, "max_seconds": 60},
-        timing={"first_deadline_seconds": 20},
-    )
+    match command:
+        case "slow-links":
+            config = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4}
+            return fault_spec(
+                model={"architecture": "llama", "config": config},
+                codec={"name": "fp16"},
+                round={"target_tokens": 32768, "max_seconds": 60},
+                timing={"first_deadline_seconds": 20},
+            )
+        case "churn":  # rounds of some seconds, as long as a newcomer needs
+            return fault_spec(round={"target_tokens": 32768, "max_seconds": 30})
+        case "partition":  # leases outlast the cut, and nobody does more in it than the eight rounds that it may claim
+            return fault_spec(round={"target_tokens": 16384, "max_seconds": 20}, timing={"lease_seconds": 90})
+        case _:
+            return fault_spec()
 
 
 def _schedule(options: argparse.Namespace) -> Schedule:

@@ -1,9 +1,12 @@
 """What must hold whatever happened: read from the folders that the nodes left, and from what they said at the end.
 
-- Nobody ended who was not killed (or whose disk was not full), and everybody alive left politely.
+- Nobody ended who was not killed (nor had a full disk, or a wrong clock, and said so), and everybody alive left
+  politely.
+- Whoever led meanwhile, at the end the coordinator leads.
 - One chain: every node's log is a prefix of the longest one, and every state is the one that the chain names.
 - The log replays to the same bits, and credit is its fold (`verify`).
-- Every position of the data order that was given out before the last fault is merged exactly once.
+- Every position of the data order that was given out before the last fault, or merged on any side of a cut, is merged
+  exactly once in the end.
 - No record came later than its deadline beyond a round's usual time, for anybody who was not struck itself.
 """
 
@@ -38,7 +41,7 @@ class Judgement:
     worst_deadlines: float = 0.0  # by how many deadlines the latest record was later than usual
     stalls: int = 0  # records that came more than two deadlines later than usual
     twice: int = 0  # positions merged more than once
-    lost: int = 0  # positions that were given out before the last fault and never merged
+    lost: int = 0  # positions that were given out before the last fault, or merged by somebody, and are not in the log
     failed: int = 0  # nodes that ended by themselves, or did not leave politely
     wrong: list[str] = field(default_factory=list)
 
@@ -56,6 +59,8 @@ def judge(folder: Path, schedule: Schedule, happened: Happened, breath_seconds: 
     found.wrong += [
         f"{name} has another chain" for name, it in logs.items() if it.head.hash != log.entries[it.head.round].hash
     ]
+    if log.head.signed.signer != log.origin.coordinator.public_key:
+        found.wrong.append("the coordinator does not lead at the end")
     _states(folder, log, happened, found)
     _positions(log, happened, found)
     _times(log, schedule, happened, found, breath_seconds)
@@ -66,8 +71,13 @@ def judge(folder: Path, schedule: Schedule, happened: Happened, breath_seconds: 
 
 
 def _endings(schedule: Schedule, happened: Happened, found: Judgement) -> None:
-    full = {name for fault in schedule.faults if fault.what == "fill" for name in fault.whom}
-    found.wrong += [f"{name} ended: {words}" for name, words in happened.ended.items() if name not in full]
+    excuses = {"fill": "", "skew": "clock"}  # what ends a node by itself, and what its last words speak of then
+    excused = {name: excuses[fault.what] for fault in schedule.faults if fault.what in excuses for name in fault.whom}
+    for name, words in happened.ended.items():
+        if name not in excused or excused[name] not in words:
+            found.wrong.append(f"{name} ended: {words}")
+    skewed = {name for fault in schedule.faults if fault.what == "skew" for name in fault.whom}
+    found.wrong += [f"{name} was not told that its clock is wrong" for name in sorted(skewed - happened.ended.keys())]
     found.wrong += [f"{name} did not leave politely" for name in happened.alive if name not in happened.left]
     found.failed = len(found.wrong)
 
@@ -85,11 +95,13 @@ def _states(folder: Path, log: Log, happened: Happened, found: Judgement) -> Non
 
 def _positions(log: Log, happened: Happened, found: Judgement) -> None:
     sequences = sum(len(Ranges.from_protos(item.consumed)) for entry in log.entries for _, item in entry.contributions)
-    found.twice, found.lost = sequences - len(log.accounts.accepted), len(outstanding(log, happened))
+    found.twice, found.lost = sequences - len(log.accounts.accepted), len(outstanding(happened, log.accounts.accepted))
     if found.twice:
         found.wrong.append(f"{found.twice} positions were merged twice")
     if found.lost:
-        found.wrong.append(f"{found.lost} positions were given out before the last fault and never merged")
+        found.wrong.append(
+            f"{found.lost} positions were given out before the last fault, or merged and taken back, and lost"
+        )
 
 
 def _times(log: Log, schedule: Schedule, happened: Happened, found: Judgement, breath_seconds: float) -> None:

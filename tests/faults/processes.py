@@ -27,6 +27,10 @@ from tests.netns import Host, Internet
 START_SECONDS = 90.0  # of the nursery, on a busy machine
 LEAVE_SECONDS = 15.0
 DISK_BYTES = 24 << 20
+LIGHT = (
+    "--duty-percent",
+    "15",
+)  # of `join`: peers that leave each other room on two cores, so that who is late has a reason
 FAKETIME = [Path(f"/usr/lib/{machine}-linux-gnu/faketime/libfaketimeMT.so.1") for machine in ("x86_64", "aarch64")]
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -193,10 +197,9 @@ class ProcessWorld:
         if not full:
             ballast.unlink()
             return
-        with open(ballast, "wb") as file, contextlib.suppress(OSError):
+        with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(bytes(4096))
-                file.flush()
 
     def order(self, name: str, phase: Phase, round: int, what: What) -> None:
         self._write(name, orders=[*self._wishes(name).get("orders", []), [phase, round, what]])
@@ -262,7 +265,7 @@ async def process_world(
     folder: Path,
     spec: RunSpec,
     small_disks: Iterable[str] = (),
-    join_options: Iterable[str] = (),
+    join_options: Iterable[str] = LIGHT,
 ) -> AsyncIterator[ProcessWorld]:
     """A coordinator is up; peers come with `start`. At the end nothing of it is left but the folders."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from rich.table import Table
 from benchmarks.tables import write_between_markers
 from peer.identity import Identity
 from peer.log.chain import Log
+from peer.rounds.ranges import Ranges
 from tests.faults.judgement import Judgement, commits
 from tests.faults.runner import Happened
 from tests.faults.schedule import COORDINATOR, Schedule
@@ -50,6 +51,7 @@ def figures(command: str, folder: Path, schedule: Schedule, happened: Happened, 
         found_here |= _of_churn(folder, log, schedule, happened)
     if command in ("coordinator-away", "partition"):
         found_here["records signed by a peer"] = str(_by_peers(log))
+        found_here["positions merged in records that gave way"] = _taken_back(folder, log, happened)
     if command == "slow-links":
         found_here["peers taken for gone"] = str(_evictions(folder))
     return found_here
@@ -119,7 +121,7 @@ def _share(folder: Path, log: Log, round_: int, moment: float, happened: Happene
     came = {fault.whom[0]: when for when, fault, _ in happened.events if fault.what == "join"}
     peers = [name for name in happened.watches if name not in (COORDINATOR, *dead)]
     living = [name for name in peers if came.get(name, 0.0) + ARRIVAL_SECONDS <= moment]
-    keys = {Identity.load(folder / name / "identity.key").peer_id.public_key for name in living}
+    keys = {_key(folder, name) for name in living}
     signers = {signer for signer, _ in log.entries[round_].contributions}
     return len(keys & signers) / len(keys)
 
@@ -127,6 +129,21 @@ def _share(folder: Path, log: Log, round_: int, moment: float, happened: Happene
 def _by_peers(log: Log) -> int:
     own = log.origin.coordinator.public_key
     return sum(entry.signed.signer != own for entry in log.entries)
+
+
+def _taken_back(folder: Path, log: Log, happened: Happened) -> str:
+    """How much of the losing side's work is in the log again, and how much of that to the credit of who lost it."""
+    losers = {name: watch.taken_back for name, watch in happened.watches.items() if watch.taken_back}
+    keys = {_key(folder, name) for name in losers}
+    taken_back = Ranges.of(pair for positions in losers.values() for pair in positions)
+    own = [item for entry in log.entries for signer, item in entry.contributions if signer in keys]
+    credited = Ranges.of(pair for item in own for pair in Ranges.from_protos(item.consumed))
+    again, theirs = taken_back & log.accounts.accepted, taken_back & credited
+    return f"{len(taken_back):,}; merged again {len(again):,}, {len(theirs):,} of them by those who lost them"
+
+
+def _key(folder: Path, name: str) -> bytes:
+    return Identity.load(folder / name / "identity.key").peer_id.public_key
 
 
 def _evictions(folder: Path) -> int:

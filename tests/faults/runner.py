@@ -10,7 +10,6 @@ from itertools import pairwise
 from pathlib import Path
 
 from peer.identity import Identity
-from peer.log.chain import Log
 from peer.rounds.ranges import Ranges
 from protos import log_pb2
 from tests.faults.schedule import COORDINATOR, At, Fault, Reaches, Schedule
@@ -19,7 +18,19 @@ from tests.faults.world import Left, World, rot
 LOOK_SECONDS = 0.05
 PATIENCE_SECONDS = 90.0  # without any record: the run has stalled for good
 DRAIN_SECONDS = 60.0  # for positions that were leased to the dead to be trained on by the living
+LAG_ROUNDS = 3  # by which somebody who follows the run may be behind at any moment
 WARM_UP_ROUNDS = 4  # undisturbed ones, from which is known how long a round takes here
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A record in a node's folder. `identity` tells one file from another that came in its place."""
+
+    identity: tuple[int, int]
+    signer: bytes
+    contributors: frozenset[bytes]
+    merged: Ranges
+    cursor: int
 
 
 @dataclass
@@ -27,19 +38,38 @@ class Watch:
     """The log in one node's folder, as it grows. `seen`: (seconds, round) whenever the head changed."""
 
     folder: Path
-    head: int = -1
     seen: list[tuple[float, int]] = field(default_factory=list)
+    records: list[Seen] = field(default_factory=list)  # by round
+    taken_back: Ranges = Ranges()  # positions merged in records that were here and gave way to others
+
+    @property
+    def head(self) -> int:
+        return len(self.records) - 1
 
     def look(self, now: float) -> bool:
-        """Whether the head moved."""
-        before = self.head
-        while self.head >= 0 and not self._record(self.head).exists():
-            self.head -= 1  # rolled back
-        while self._record(self.head + 1).exists():
-            self.head += 1
-        if self.head != before:
+        """Whether the log changed."""
+        before, kept = self.head, self.head
+        while self.records and self._identity(self.head) != self.records[-1].identity:
+            self.taken_back |= self.records.pop().merged
+            kept = self.head
+        while (identity := self._identity(self.head + 1)) is not None:
+            self.records.append(_seen(identity, self._record(self.head + 1).read_bytes()))
+        changed = self.head != before or kept != before
+        if changed:
             self.seen.append((now, self.head))
-        return self.head != before
+        return changed
+
+    @property
+    def merged(self) -> Ranges:
+        """Positions in the log as it is here now."""
+        return Ranges.of(pair for record in self.records for pair in record.merged)
+
+    def _identity(self, round_: int) -> tuple[int, int] | None:
+        try:
+            stat = self._record(round_).stat()
+        except FileNotFoundError:
+            return None
+        return stat.st_ino, stat.st_mtime_ns
 
     def _record(self, round_: int) -> Path:
         return self.folder / "log" / f"{round_:08d}.record"
@@ -74,7 +104,6 @@ class Performance:
         self._acting: list[tuple[float, Fault]] = []  # with the time when it is over
         self._calm_since = 0  # round
         self._look_at = self._drain_until = 0.0  # seconds
-        self._merged, self._merged_until, self._cursor = Ranges(), -1, 0
 
     async def run(self) -> Happened:
         await self._begin()
@@ -87,7 +116,7 @@ class Performance:
                     self._waiting.remove(item)
                     await self._strike(item[0])
             for end, fault in list(self._acting):
-                if time.monotonic() >= end:
+                if time.monotonic() >= end or (fault.what == "skew" and fault.whom[0] in self.world.ended()):
                     self._acting.remove((end, fault))
                     await self._relieve(fault)
         self.happened.seconds = time.monotonic() - self.happened.began
@@ -110,7 +139,7 @@ class Performance:
             await self._tick()
             while looked_at < coordinator.head:
                 looked_at += 1
-                missing -= {name for name in missing if self._key(name) in _signers(coordinator._record(looked_at))}
+                missing -= {it for it in missing if self._key(it) in coordinator.records[looked_at].contributors}
         together = coordinator.head
         while coordinator.head < together + WARM_UP_ROUNDS:
             await self._tick()
@@ -127,7 +156,7 @@ class Performance:
         return quiet and enough and self._drained()
 
     def _drained(self) -> bool:
-        """Everything that was leased before the last fault is merged; looked at once a second, for a while."""
+        """The coordinator leads, everybody follows, nothing is `outstanding`; looked at once a second, for a while."""
         now = time.monotonic()
         if not self.happened.events or now - self._moved > PATIENCE_SECONDS:
             return True
@@ -135,23 +164,10 @@ class Performance:
             return False
         self._look_at = now + 1.0
         self._drain_until = self._drain_until or now + DRAIN_SECONDS
-        return now > self._drain_until or not self._outstanding()
-
-    def _outstanding(self) -> Ranges:
-        """As `outstanding`, without the cost of checking signatures in the middle of a run."""
         watch = max(self.happened.watches.values(), key=lambda watch: watch.head)
-        given_out = newest_at(self.happened, self.happened.events[-1][0])
-        for round_ in range(self._merged_until + 1, watch.head + 1):
-            record = _open(watch._record(round_))
-            self._merged |= Ranges.of(
-                (it.start, it.stop)
-                for item in record.accepted
-                for it in log_pb2.Contribution.FromString(item.contribution.body).consumed
-            )
-            if round_ <= given_out:
-                self._cursor = max(self._cursor, record.data_cursor)
-        self._merged_until = watch.head
-        return Ranges.of([(0, self._cursor)]) - self._merged
+        following = all(watch.head - self.happened.watches[name].head <= LAG_ROUNDS for name in self.world.alive())
+        at_rest = following and watch.records[-1].signer == self._key(COORDINATOR)
+        return now > self._drain_until or (at_rest and not outstanding(self.happened, watch.merged))
 
     async def _tick(self) -> None:
         await asyncio.sleep(LOOK_SECONDS)
@@ -235,11 +251,18 @@ class Performance:
         return Identity.load(path).peer_id.public_key if path.exists() else b""
 
 
-def outstanding(log: Log, happened: Happened) -> Ranges:
-    """Positions that were given out before the last fault and are not merged."""
-    given_out = newest_at(happened, happened.events[-1][0] if happened.events else 0.0)
-    cursor = max(entry.record.data_cursor for entry in log.entries[: given_out + 1])
-    return Ranges.of([(0, cursor)]) - log.accounts.accepted
+def outstanding(happened: Happened, merged: Ranges) -> Ranges:
+    """Positions that are not among `merged` and were given out before the last fault began, or merged by anybody since,
+    also in records that had to give way to others.
+
+    Not what whoever takes over leaves out, because it may be leased out of its sight: that comes back too, and is
+    trained on in its turn, but so long nobody waits here.
+    """
+    begun = max((when for when, _, begins in happened.events if begins), default=0.0)
+    newest, watches = newest_at(happened, begun), happened.watches.values()
+    cursor = max((record.cursor for watch in watches for record in watch.records[: newest + 1]), default=0)
+    once_merged = Ranges.of(pair for watch in watches for part in (watch.taken_back, watch.merged) for pair in part)
+    return (Ranges.of([(0, cursor)]) | once_merged) - merged
 
 
 def newest_at(happened: Happened, moment: float) -> int:
@@ -252,14 +275,14 @@ def _order(fault: Fault) -> tuple[float, int]:
     return (fault.when.seconds, 0) if isinstance(fault.when, At) else (0.0, fault.when.round)
 
 
-def _signers(record: Path) -> set[bytes]:
-    """Whose contributions were merged in this record."""
-    return {item.contribution.signer for item in _open(record).accepted}
-
-
-def _open(record: Path) -> log_pb2.Record:
+def _seen(identity: tuple[int, int], content: bytes) -> Seen:
     """Unchecked: what is judged is judged from the whole log, at the end."""
-    return log_pb2.Record.FromString(log_pb2.Signed.FromString(record.read_bytes()).body)
+    signed = log_pb2.Signed.FromString(content)
+    record = log_pb2.Record.FromString(signed.body)
+    contributions = [log_pb2.Contribution.FromString(item.contribution.body) for item in record.accepted]
+    merged = Ranges.of((it.start, it.stop) for item in contributions for it in item.consumed)
+    contributors = frozenset(item.contribution.signer for item in record.accepted)
+    return Seen(identity, signed.signer, contributors, merged, record.data_cursor)
 
 
 def gaps(watch: Watch) -> Iterator[tuple[float, float, int]]:

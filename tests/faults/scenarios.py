@@ -35,12 +35,15 @@ def bad_day() -> Schedule:
     )
 
 
-def wrong_clocks() -> Schedule:
-    """Two of four peers are started again with clocks that are ten minutes off, to either side."""
+def wrong_clocks(seconds: float = 60.0) -> Schedule:
+    """Two of four peers are started again with clocks ten minutes off, to either side; set right when they say so."""
     return Schedule(
         4,
-        (Fault("skew", ("peer-2",), At(0.0), value=600.0), Fault("skew", ("peer-3",), At(1.0), value=-600.0)),
-        calm_rounds=10,
+        (
+            Fault("skew", ("peer-2",), At(0.0), lasting_seconds=seconds, value=600.0),
+            Fault("skew", ("peer-3",), At(1.0), lasting_seconds=seconds, value=-600.0),
+        ),
+        calm_rounds=8,
     )
 
 

@@ -34,7 +34,7 @@ What = Literal[
     "lie",  # serves wrong bytes, whatever it is asked for
     "rot",  # bytes of its files flip: contributions, states, the newest record
     "fill",  # its disk is full
-    "skew",  # its clock is `value` seconds off: it is started again with that clock
+    "skew",  # its clock is `value` seconds off: it is started again with that clock, set right once it has said so
     "join",  # a new peer comes, and stays
 ]
 Phase = Literal["training", "encoding", "submitting", "serving", "exchanging", "applying"]

@@ -26,17 +26,7 @@ SCHEDULES = {
 }
 WHY_NOT = netns.missing()
 pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
-# What does not hold yet is named here: a peer that finds its manifest damaged ends; a round is late; after a
-# partition some positions that were given out are not merged for as long as the schedule looks on.
-NOT_YET = pytest.mark.skip(reason="does not hold yet, or was not shown to")
-
-
-def schedules(*held: str) -> pytest.MarkDecorator:
-    """All of them; only those named have to hold."""
-    cases = [
-        pytest.param(schedule, id=name, marks=() if name in held else NOT_YET) for name, schedule in SCHEDULES.items()
-    ]
-    return pytest.mark.parametrize("schedule", cases)
+schedules = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 
 
 async def lived_through(world: World, schedule: Schedule, breath_seconds: float = BREATH_SECONDS) -> None:
@@ -50,7 +40,7 @@ async def lived_through(world: World, schedule: Schedule, breath_seconds: float 
 
 
 @pytest.mark.xdist_group("memory faults")
-@schedules("a kill in every phase", "wrong clocks")
+@schedules
 async def test_in_memory(tmp_path: Path, schedule: Schedule) -> None:
     """Nobody ends, records come in time, one chain, equal states, every position merged once; no task is left over."""
     async with memory_world(tmp_path, fault_spec()) as world:
@@ -68,7 +58,7 @@ def nursery() -> Iterator[Nursery]:
 @pytest.mark.netns
 @pytest.mark.xdist_group("process faults")
 @pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "")
-@schedules("a kill in every phase")
+@schedules
 async def test_among_processes(tmp_path: Path, nursery: Nursery, schedule: Schedule) -> None:
     """The same, with SIGKILL, SIGSTOP, cut cables, a full disk and wrong clocks; no process is left on any host."""
     small_disks = {name for fault in schedule.faults if fault.what == "fill" for name in fault.whom}
