@@ -21,7 +21,11 @@ from tests import netns
 
 
 def starts(alternatives: Path | None) -> dict[str, Start]:
-    found = {"ours": methods.ours("lowbit2"), "ours, sparse/64": methods.ours("sparse/64")}
+    found = {
+        "ours": methods.ours("lowbit2"),
+        "ours, sparse/64": methods.ours("sparse/64"),
+        "ours, down to sparse/64": methods.ours("lowbit2", "sparse/64"),
+    }
     if alternatives:
         found["hivemind.Optimizer"] = methods.foreign("hivemind_optimizer", alternatives)
         found["DiLoCo on hivemind"] = methods.foreign("hivemind_diloco", alternatives)
@@ -40,6 +44,7 @@ def main() -> None:
     parser.add_argument("--alternatives", type=Path, help="python of the environment that the other methods run in")
     parser.add_argument("--only", action="append", help="a method; may be given several times")
     parser.add_argument("--links", default="100,100,100,100", help="Mbit/s of each peer")
+    parser.add_argument("--uplinks", help="Mbit/s up of each peer, where that is less than its link; then uncapped")
     parser.add_argument("--steps", type=int, default=32, help="between two synchronisations")
     parser.add_argument("--seconds", type=float, default=70.0, help="measured per cell")
     parser.add_argument(
@@ -49,11 +54,14 @@ def main() -> None:
     arguments = parser.parse_args()
     if reason := netns.missing():
         sys.exit(f"cannot build hosts here: {reason}")
-    links = tuple(float(rate) for rate in arguments.links.split(","))
+    links, uplinks = (
+        tuple(float(rate) for rate in text.split(","))
+        for text in (arguments.links, arguments.uplinks or arguments.links)
+    )
     for name, start in starts(arguments.alternatives).items():
         if (arguments.only and name not in arguments.only) or (arguments.million != 10 and "ours" not in name):
             continue
-        case = Case(name, links, arguments.steps, arguments.seconds, arguments.million)
+        case = Case(name, links, arguments.steps, arguments.seconds, arguments.million, uplinks)
         folder = arguments.dir / f"{time.time():.0f}"
         try:
             result = (churned if arguments.churn else measured)(case, start, folder, show)

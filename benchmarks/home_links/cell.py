@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import signal
 import statistics
@@ -24,13 +25,14 @@ SERVER_MBIT = 1000.0  # of the host that coordinates or bootstraps
 
 @dataclass(frozen=True)
 class Case:
-    """`links`: the rate of each peer's home link in Mbit/s, the same up and down."""
+    """`links`: the rate of each peer's home link in Mbit/s, the same up and down unless `uplinks` says otherwise."""
 
     method: str
     links: tuple[float, ...]
     steps: int = 32  # between two synchronisations
     seconds: float = 70.0  # measured, after the first two synchronisations
     million: int = 10  # parameters
+    uplinks: tuple[float, ...] = ()
 
     @property
     def compute_seconds(self) -> float:
@@ -39,7 +41,8 @@ class Case:
     @property
     def name(self) -> str:
         rates = "/".join(f"{rate:g}" for rate in sorted(set(self.links), reverse=True))
-        return f"{self.method}, {self.million}M, {len(self.links)} peers, {rates} Mbit/s, every {self.steps} steps"
+        up = f" ({min(self.uplinks):g} up)" if min(self.uplinks, default=math.inf) < min(self.links) else ""
+        return f"{self.method}, {self.million}M, {len(self.links)} peers, {rates} Mbit/s{up}, every {self.steps} steps"
 
 
 @dataclass
@@ -57,6 +60,7 @@ class Result:
     server_cores: float
     memory_megabytes: float  # mean of the peers' peaks
     updates: int
+    merged: list[int]  # of each peer: contributions in them; empty where a method has none
     failures: list[str]
 
     def to_json(self) -> str:
@@ -87,7 +91,10 @@ def measured(case: Case, start: Start, folder: Path, progress: Callable[[str], N
     with Internet() as net:
         hosts = Hosts(
             net.host("server", SERVER_MBIT, SERVER_MBIT),
-            [net.host(f"p{number}", rate, rate) for number, rate in enumerate(case.links)],
+            [
+                net.host(f"p{number}", up, rate)
+                for number, (up, rate) in enumerate(zip(case.uplinks or case.links, case.links, strict=True))
+            ],
         )
         running = start(case, hosts, folder)
         try:
@@ -126,6 +133,7 @@ def _observe(case: Case, hosts: Hosts, running: Running, progress: Callable[[str
     notes = [[note for note in read_notes(path) if began <= note["at"] <= ended] for path in running.notes]
     steps = [sum(note["kind"] == "step" for note in each) for each in notes]
     updates = [[note["at"] for note in each if note["kind"] == "update"] for each in notes]
+    merged = [[note["merged"] for note in each if "merged" in note] for each in notes]
     between = [later - earlier for each in updates for earlier, later in itertools.pairwise(each)]
     exchanges = [seconds for each in notes for seconds in exchange_seconds(each)]
     device_cores = sum(note.get("cpu", 0.0) for each in notes for note in each) / (ended - began) / len(notes)
@@ -142,6 +150,7 @@ def _observe(case: Case, hosts: Hosts, running: Running, progress: Callable[[str
         spent[0],
         statistics.mean(gauge.memory_bytes for gauge in gauges[1:]) / 1e6,
         round(count),
+        [figures[-1] - figures[0] for figures in merged if figures],
         sorted({note["text"] for each in notes for note in each if note["kind"] == "event"})[:6],
     )
 

@@ -21,7 +21,7 @@ SEQUENCE_TOKENS = 16
 WIDTHS = {10: 320, 40: 640, 100: 1024}  # by millions of parameters, of a llama of eight layers
 
 
-def spec(case: Case, codec: str) -> str:
+def spec(case: Case, codec: str, down_to: str) -> str:
     """The run. A round is called to its close after `steps` steps of every peer's worth."""
     heartbeat = min(1.0, case.compute_seconds / 8)
     width = WIDTHS[case.million]
@@ -54,6 +54,7 @@ precision = "fp32"
 target_tokens = {target}
 [codec]
 name = "{codec}"
+down_to = "{down_to}"
 [evaluation]
 every_rounds = 1000
 sequences = 1
@@ -64,10 +65,10 @@ first_deadline_seconds = {max(5.0, 2 * case.compute_seconds)}
 """
 
 
-def ours(codec: str) -> Start:
+def ours(codec: str, down_to: str = "") -> Start:
     def start(case: Case, hosts: Hosts, folder: Path) -> Running:
         config, home = folder / "run.toml", folder / "coordinator"
-        config.write_text(spec(case, codec))
+        config.write_text(spec(case, codec, down_to))
         _share_prepared_data(home)
         command = ["-m", "coordinator.cli", "serve", config, "--dir", home, "--host", hosts.server.address, "--json"]
         processes = [_launch(hosts.server, folder / "coordinator.log", sys.executable, *command)]
