@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 schedules = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 
 
-async def lived_through(world: World, schedule: Schedule, breath_seconds: float = BREATH_SECONDS) -> None:
+async def lived_through(world: World, schedule: Schedule, breath_seconds: float) -> None:
     """Perform, and assert that nothing is wrong afterwards."""
     if why := [world.cannot[fault.what] for fault in schedule.faults if fault.what in world.cannot]:
         pytest.skip(why[0])
@@ -63,7 +63,7 @@ async def test_among_processes(tmp_path: Path, nursery: Nursery, schedule: Sched
     """The same, with SIGKILL, SIGSTOP, cut cables, a full disk and wrong clocks; no process is left on any host."""
     small_disks = {name for fault in schedule.faults if fault.what == "fill" for name in fault.whom}
     async with process_world(nursery, tmp_path, fault_spec(), small_disks) as world:
-        await lived_through(world, schedule)
+        await lived_through(world, schedule, 2 * BREATH_SECONDS)  # other tests run beside this one
         assert not world.leaked()
 
 
