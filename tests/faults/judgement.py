@@ -39,7 +39,8 @@ class Judgement:
     usual_seconds: float = 0.0  # median time between records before the first fault
     worst_seconds: float = 0.0  # the longest time between records, for somebody who was not struck
     worst_deadlines: float = 0.0  # by how many deadlines the latest record was later than usual
-    stalls: int = 0  # records that came more than two deadlines later than usual
+    allowed_seconds: float = 0.0  # for a busy machine, a round without the work of the dead, and a change of leader
+    stalls: int = 0  # records that came more than two deadlines and `allowed_seconds` later than usual
     twice: int = 0  # positions merged more than once
     lost: int = 0  # positions that were given out before the last fault, or merged by somebody, and are not in the log
     failed: int = 0  # nodes that ended by themselves, or did not leave politely
@@ -110,14 +111,15 @@ def _times(log: Log, schedule: Schedule, happened: Happened, found: Judgement, b
     calm = [seconds for watch in happened.watches.values() for when, seconds, _ in gaps(watch) if when < happened.began]
     found.usual_seconds = usual = statistics.median(calm)
     leaderless = any(fault.what == "cut" or COORDINATOR in fault.whom for fault in schedule.faults)
-    grace = breath_seconds + usual + (TAKEOVER_SILENCES * timing.silence_seconds if leaderless else 0.0)
+    takeover_seconds = TAKEOVER_SILENCES * timing.silence_seconds if leaderless else 0.0
+    found.allowed_seconds = allowed = breath_seconds + usual + takeover_seconds
     for name, watch in happened.watches.items():
         for seconds, round_ in _unstruck(name, watch, happened):
             deadline, late = deadlines.get(round_, 0.0) or timing.first_deadline_seconds, seconds - usual
             found.worst_seconds = max(found.worst_seconds, seconds)
             found.worst_deadlines = max(found.worst_deadlines, late / deadline)
-            found.stalls += late > 2 * deadline + grace
-            if late > deadline + grace:
+            found.stalls += late > 2 * deadline + allowed
+            if late > deadline + allowed:
                 found.wrong.append(f"{name} had round {round_} {late:.1f} s late; its deadline was {deadline:.1f} s")
 
 

@@ -43,7 +43,7 @@ def figures(command: str, folder: Path, schedule: Schedule, happened: Happened, 
         "a round takes, undisturbed": f"{found.usual_seconds:.2f} s",
         "longest time between records": f"{found.worst_seconds:.2f} s",
         "latest record, beyond the usual": f"{found.worst_deadlines:.2f} deadlines",
-        "later than two deadlines": str(found.stalls),
+        f"later than two deadlines and {found.allowed_seconds:.1f} s": str(found.stalls),
         "nodes that ended by themselves": str(found.failed),
         "positions merged twice, lost": f"{found.twice}, {found.lost} of {len(log.accounts.accepted):,}",
     }
