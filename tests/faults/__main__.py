@@ -128,6 +128,11 @@ def _spec(command: str) -> RunSpec:
                 round={"target_tokens": 32768, "max_seconds": 60},
                 timing={"first_deadline_seconds": 20},
             )
+        case "soak" | "phases":  # deadlines of two seconds at least, as with the defaults
+            return fault_spec(
+                round={"target_tokens": 16384, "max_seconds": 20},
+                timing={"heartbeat_seconds": 1.0, "silence_seconds": 6, "first_deadline_seconds": 6},
+            )
         case "churn":  # rounds of some seconds, as long as a newcomer needs
             return fault_spec(round={"target_tokens": 32768, "max_seconds": 30})
         case "partition":  # leases outlast the cut, and nobody does more in it than the eight rounds that it may claim

@@ -39,8 +39,8 @@ class Judgement:
     usual_seconds: float = 0.0  # median time between records before the first fault
     worst_seconds: float = 0.0  # the longest time between records, for somebody who was not struck
     worst_deadlines: float = 0.0  # by how many deadlines the latest record was later than usual
-    allowed_seconds: float = 0.0  # for a busy machine, a round without the work of the dead, and a change of leader
-    stalls: int = 0  # records that came more than two deadlines and `allowed_seconds` later than usual
+    late_rounds: int = 0  # whose record came more than one deadline later than usual, for whatever reason
+    stalls: int = 0  # the same for two deadlines
     twice: int = 0  # positions merged more than once
     lost: int = 0  # positions that were given out before the last fault, or merged by somebody, and are not in the log
     failed: int = 0  # nodes that ended by themselves, or did not leave politely
@@ -112,15 +112,18 @@ def _times(log: Log, schedule: Schedule, happened: Happened, found: Judgement, b
     found.usual_seconds = usual = statistics.median(calm)
     leaderless = any(fault.what == "cut" or COORDINATOR in fault.whom for fault in schedule.faults)
     takeover_seconds = TAKEOVER_SILENCES * timing.silence_seconds if leaderless else 0.0
-    found.allowed_seconds = allowed = breath_seconds + usual + takeover_seconds
+    allowed = breath_seconds + usual + takeover_seconds  # a busy machine, a round without the dead, a change of leader
+    late_rounds, stalls = set(), set()
     for name, watch in happened.watches.items():
         for seconds, round_ in _unstruck(name, watch, happened):
             deadline, late = deadlines.get(round_, 0.0) or timing.first_deadline_seconds, seconds - usual
             found.worst_seconds = max(found.worst_seconds, seconds)
             found.worst_deadlines = max(found.worst_deadlines, late / deadline)
-            found.stalls += late > 2 * deadline + allowed
+            late_rounds |= {round_} if late > deadline else set()
+            stalls |= {round_} if late > 2 * deadline else set()
             if late > deadline + allowed:
                 found.wrong.append(f"{name} had round {round_} {late:.1f} s late; its deadline was {deadline:.1f} s")
+    found.late_rounds, found.stalls = len(late_rounds), len(stalls)
 
 
 def _unstruck(name: str, watch: Watch, happened: Happened) -> Iterator[tuple[float, int]]:

@@ -43,7 +43,7 @@ def figures(command: str, folder: Path, schedule: Schedule, happened: Happened, 
         "a round takes, undisturbed": f"{found.usual_seconds:.2f} s",
         "longest time between records": f"{found.worst_seconds:.2f} s",
         "latest record, beyond the usual": f"{found.worst_deadlines:.2f} deadlines",
-        f"later than two deadlines and {found.allowed_seconds:.1f} s": str(found.stalls),
+        "records later than one deadline, than two": f"{found.late_rounds}, {found.stalls} of {found.rounds}",
         "nodes that ended by themselves": str(found.failed),
         "positions merged twice, lost": f"{found.twice}, {found.lost} of {len(log.accounts.accepted):,}",
     }
