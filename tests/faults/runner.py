@@ -48,13 +48,12 @@ class Watch:
 
     def look(self, now: float) -> bool:
         """Whether the log changed."""
-        before, kept = self.head, self.head
+        before = self.records[-1:]
         while self.records and self._identity(self.head) != self.records[-1].identity:
             self.taken_back |= self.records.pop().merged
-            kept = self.head
-        while (identity := self._identity(self.head + 1)) is not None:
-            self.records.append(_seen(identity, self._record(self.head + 1).read_bytes()))
-        changed = self.head != before or kept != before
+        while (record := self._read(self.head + 1)) is not None:
+            self.records.append(record)
+        changed = self.records[-1:] != before
         if changed:
             self.seen.append((now, self.head))
         return changed
@@ -70,6 +69,13 @@ class Watch:
         except FileNotFoundError:
             return None
         return stat.st_ino, stat.st_mtime_ns
+
+    def _read(self, round_: int) -> Seen | None:
+        identity = self._identity(round_)
+        try:
+            return _seen(identity, self._record(round_).read_bytes()) if identity else None
+        except FileNotFoundError:  # it gives way to another at this moment
+            return None
 
     def _record(self, round_: int) -> Path:
         return self.folder / "log" / f"{round_:08d}.record"
