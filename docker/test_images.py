@@ -83,6 +83,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         del os.environ["DOCKER_HOST"]
         daemon.terminate()
         daemon.wait(60)
+        works("umount", str(folder / "exec/netns/default"))  # it leaves that mounted
         shutil.rmtree(folder, ignore_errors=True)  # gigabytes, which pytest would keep for a while
 
 
