@@ -86,7 +86,7 @@ export function speed({ speed }) {
   draw("speed-chart", [times, paces], () => ({
     padding: [8, 30, 0, 0], // half a time label stands out on the right
     scales: { y: { range: fromZero } },
-    axes: [axis(when, 28, { space: 90 }), axis((u, ticks) => ticks.map(count), 50)],
+    axes: [axis(when, 28, { space: 90 }), axis((u, ticks) => ticks.map((it) => count(it).replace(/\.0+(?=[kMBT])/, "")), 50)],
     series: [{}, { label: "tokens/s", stroke: colour("accent"), width: 2, fill: colour("accent-soft"), points: { show: false } }],
     plugins: [tip((u, at) => `${clock(u.data[0][at])}\n${count(u.data[1][at])} tokens/s`)],
   }));
