@@ -232,6 +232,14 @@ def test_images_are_as_small_as_told(swarm: Compose) -> None:
     assert peer["RootFS"]["Layers"][:-1] == coordinator["RootFS"]["Layers"][:-1]
 
 
+def test_every_profile_is_understood(swarm: Compose) -> None:
+    """Compose takes each profile, and the file for one peer, which asks for a ticket."""
+    for profile, service in (("gpu", "peer-gpu"), ("postgres", "postgres"), ("monitoring", "grafana")):
+        assert service in swarm("--profile", profile, "config", "--services").split()
+    single = Compose({"TICKET": "cw1"}, ROOT / "docker/peer.yml")
+    assert single("config", "--services").split() == ["peer"]
+
+
 def test_stop_is_clean(swarm: Compose) -> None:
     """`docker compose stop` ends a peer within its ten seconds: SIGTERM arrives and is obeyed, nothing is killed."""
     container = swarm.container("peer-1")
