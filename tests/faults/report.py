@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
@@ -106,13 +107,22 @@ def _of_churn(folder: Path, log: Log, schedule: Schedule, happened: Happened) ->
     tokens = {entry.round: sum(item.tokens for _, item in entry.contributions) for entry in log.entries}
     calm = [round_ for round_, moment in when.items() if happened.began < moment <= first]
     stirred = [round_ for round_, moment in when.items() if first < moment <= happened.began + schedule.seconds]
-    calm_rate = sum(tokens[it] for it in calm) / (first - happened.began)
-    rate = sum(tokens.get(it, 0) for it in stirred) / (happened.began + schedule.seconds - first)
+    spent = {entry.round: sum(item.train_seconds for _, item in entry.contributions) for entry in log.entries}
+    calm_seconds, seconds = first - happened.began, happened.began + schedule.seconds - first
     shares = [_share(folder, log, round_, when[round_], happened) for round_ in stirred if round_ <= log.head.round]
     return {
-        "tokens per second, calm and under churn": f"{calm_rate:.0f}, {rate:.0f} ({100 * rate / calm_rate:.0f} %)",
+        "tokens per second, calm and under churn": _compared(tokens, calm, calm_seconds, stirred, seconds),
+        "seconds of training in the log per second": _compared(spent, calm, calm_seconds, stirred, seconds),
         "of the living peers, contributed to a round": f"{100 * statistics.mean(shares):.0f} %",
     }
+
+
+def _compared(
+    value: Mapping[int, float], calm: list[int], calm_seconds: float, stirred: list[int], seconds: float
+) -> str:
+    """What these rounds brought per second, before and under churn."""
+    before, then = sum(value[it] for it in calm) / calm_seconds, sum(value.get(it, 0) for it in stirred) / seconds
+    return f"{before:,.4g}, {then:,.4g} ({100 * then / before:.1f} %)"
 
 
 def _share(folder: Path, log: Log, round_: int, moment: float, happened: Happened) -> float:
