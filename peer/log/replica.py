@@ -137,6 +137,12 @@ class Replica:
             )
         )
 
+    def lacks_payloads(self) -> bool:
+        """Whether some payload of the next record is not here, or there is no state to apply it to."""
+        following = self.log.entries[self.state.round + 1 : self.state.round + 2]
+        wanted = [item.payload_hash for entry in following for _, item in entry.contributions]
+        return self.state.round < 0 or not all(self.blobs.has(hash_) for hash_ in wanted)
+
     async def fetch_blob(self, hash_: bytes, size: int, *likely: PeerId) -> None:
         """Have one blob in the store. The usual sources share the load; `likely` holders, its maker above all, whose
         uplink has carried it once already, are asked after them.

@@ -18,7 +18,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable
 
-from peer.background import Background
+from peer.background import Background, cancel
 from peer.errors import Refused, UnreachableError, VerificationError
 from peer.identity import PeerId
 from peer.log.replica import CALL_SECONDS
@@ -225,20 +225,24 @@ class Helm:
             self.on_event(f"this node leads the run now, from round {self.log.head.round + 1} on")
 
     async def _apply_all(self) -> None:
-        """Bring the state to the head of the log, for as long as it goes forward. What nobody within reach has the
+        """Bring the state to the head of the log, however long the computing takes. What nobody within reach has the
         payloads of is given up."""
         replica = self.upkeep.replica
-        while True:
-            reached = replica.state.round
-            try:
-                async with asyncio.timeout(self.silence_seconds):
-                    return await self.upkeep.bring_up()
-            except (UnreachableError, TimeoutError) as error:
-                if isinstance(error, TimeoutError) and replica.state.round > reached:
-                    continue
-                reason = str(error) or f"round {reached + 1} is not applied after {self.silence_seconds:g} s"
-                logger.info("the newest records cannot be applied, they are given up: %s", reason)
-                return await self.upkeep.step_back()
+        work = asyncio.create_task(self.upkeep.bring_up())
+        try:
+            while True:
+                reached = replica.state.round
+                await asyncio.wait([work], timeout=self.silence_seconds)
+                if work.done():
+                    return work.result()
+                if replica.state.round == reached and replica.lacks_payloads():
+                    raise UnreachableError(f"payloads of round {reached + 1} do not arrive")
+        except UnreachableError as error:
+            logger.info("the newest records cannot be applied, they are given up: %s", error)
+            await cancel(work)
+            await self.upkeep.step_back()
+        finally:
+            await cancel(work)
 
     async def _ask_for_handover(self) -> None:
         """The coordinator, caught up with whoever led in its absence, takes the lead back."""
