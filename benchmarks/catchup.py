@@ -142,14 +142,18 @@ def norm_of(payload: bytes, parameters: int) -> float:
 
 
 async def donor(megabytes: int, rates_mbit: list[float]) -> list[list[str]]:
-    """Training steps per second in a donor, alone and while it serves; the taker has the other core to itself."""
+    """Training steps per second in a donor, alone and while it serves; the taker has the other core to itself.
+
+    On a machine that others use too, the processor time of serving tells more: what this process and its p2pd spend
+    beside the training thread.
+    """
     from peer.exchange.blobs import BlobStore
     from peer.exchange.exchange import Exchange
     from peer.identity import Identity
     from peer.swarm import HivemindSwarm
 
     cores = sorted(os.sched_getaffinity(0))
-    rows = [["upload", "steps/s alone", "while serving", "slower by", "MB/s served"]]
+    rows = [["upload", "steps/s alone", "while serving", "slower by", "MB/s served", "of a core, beside training"]]
     with tempfile.TemporaryDirectory() as folder:
         os.sched_setaffinity(0, cores[:1])
         torch.set_num_threads(1)
@@ -169,23 +173,36 @@ async def donor(megabytes: int, rates_mbit: list[float]) -> list[list[str]]:
                     await asyncio.sleep(0.1)
                 await asyncio.sleep(2)
                 before = exchange.bytes_sent
-                began = time.monotonic()
+                began, spent = time.monotonic(), _cpu_seconds() - steps.cpu_seconds
                 serving = await steps.rate(8)
-                speed = (exchange.bytes_sent - before) / (time.monotonic() - began) / 1e6
+                seconds = time.monotonic() - began
+                speed = (exchange.bytes_sent - before) / seconds / 1e6
+                beside = (_cpu_seconds() - steps.cpu_seconds - spent) / seconds
                 taker.kill()
                 await taker.wait()
                 exchange.bytes_sent = 0
                 rows.append([f"{rate:g} Mbit/s" if rate else "no limit", f"{alone:.2f}", f"{serving:.2f}",
-                             f"{1 - serving / alone:.1%}", f"{speed:.1f}"])  # fmt: skip
+                             f"{1 - serving / alone:.1%}", f"{speed:.1f}", f"{beside:.1%}"])  # fmt: skip
             await exchange.close()
         steps.stop()
     return rows
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of the p2pd that it started."""
+    children = [pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+    ticks = 0
+    for pid in children:
+        if Path(f"/proc/{pid}/comm").read_text().strip() == "p2pd":
+            ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]))
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
 
 
 class Steps:
     """A small model trained in a thread, as a peer does."""
 
     def __init__(self) -> None:
+        self.cpu_seconds = 0.0
         self._count = 0
         self._running = True
         self._thread = threading.Thread(target=self._train, daemon=True)
@@ -199,6 +216,7 @@ class Steps:
             model(torch.randn(256, 512)).square().mean().backward()
             optimizer.step()
             self._count += 1
+            self.cpu_seconds = time.thread_time()
 
     async def rate(self, seconds: float) -> float:
         before, began = self._count, time.monotonic()
