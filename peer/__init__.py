@@ -11,3 +11,9 @@ swarm/          how peers reach each other; the only place that knows hivemind
 terminal/       what people see
 cli.py          the command line; participate.py, status.py and verification.py are its longer commands
 """
+
+import os
+
+# Children of ours start another program at once. What gRPC does for those that would go on with it after a fork prints
+# errors, and now and then aborts the child. Read when gRPC is imported.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")

@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests themselves run in par
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # as in peer/__init__.py
 
 from hypothesis import HealthCheck, settings
 
