@@ -256,7 +256,8 @@ class Helm:
         reply = await swarm.call(sequencer, "handover", request.SerializeToString(), timeout_seconds=CALL_SECONDS)
         standing = self.neighbours.checked(parse(reply, swarm_pb2.Standing))
         await self.upkeep.catch_up_with(sequencer, standing.head_round, standing.head_hash)
-        await self._lead(0, standing.data_cursor)
+        if self.upkeep.holds(standing.head_round, standing.head_hash):  # else it would lead from behind who led
+            await self._lead(0, standing.data_cursor)
 
     async def find(self) -> None:
         """Somebody to follow, for a node that starts while its leader does not answer."""
