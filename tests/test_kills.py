@@ -1,6 +1,6 @@
 """SIGKILL of the coordinator, again and again, while a peer trains: what is on its disk is always whole.
 
-KILLS=30 python -m pytest tests/test_kills.py    for the long version (some ten minutes)
+KILLS=30 python -m pytest tests/test_kills.py    for the long version (some five minutes)
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def check_disk(folder: Path) -> None:
 def test_a_coordinator_that_is_killed_at_any_moment_leaves_a_whole_folder(tmp_path: Path) -> None:
     """Database, log and checkpoints are consistent after every kill; in the end credit is the fold, everywhere."""
     chance = random.Random(SEED)
-    config, folder = tiny_config(tmp_path, rounds=0), tmp_path / "run"
+    config, folder = tiny_config(tmp_path, rounds=0, inner_steps=100), tmp_path / "run"
     folder.mkdir()
     often = "[checkpoints]\nevery_rounds = 1\nkeep_last = 2\n"  # at many a kill one is being written or dropped
     (folder / FILE_NAME).write_text(often)
