@@ -122,7 +122,8 @@ def _compared(
 ) -> str:
     """What these rounds brought per second, before and under churn."""
     before, then = sum(value[it] for it in calm) / calm_seconds, sum(value.get(it, 0) for it in stirred) / seconds
-    return f"{before:,.4g}, {then:,.4g} ({100 * then / before:.1f} %)"
+    digits = 0 if before >= 100 else 3
+    return f"{before:,.{digits}f}, {then:,.{digits}f} ({100 * then / before:.1f} %)"
 
 
 def _share(folder: Path, log: Log, round_: int, moment: float, happened: Happened) -> float:
