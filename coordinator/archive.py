@@ -16,7 +16,7 @@ from pathlib import Path
 
 from coordinator.evaluate import Evaluation
 from coordinator.settings import CheckpointSettings
-from peer.checkpoints.manifest import Checkpoint, seal
+from peer.checkpoints.manifest import Checkpoint, folder_name, seal
 from peer.data.manifest import Manifest
 from peer.errors import VerificationError
 from peer.identity import Identity, PeerId
@@ -131,10 +131,6 @@ class Archive:
             ],
             eval_loss=manifest.eval_loss,
         )
-
-
-def folder_name(round_: int) -> str:
-    return f"round-{round_:06d}"
 
 
 def superfluous(rounds: Sequence[int], settings: CheckpointSettings) -> list[int]:

@@ -18,9 +18,8 @@ from typing import Any, Protocol
 
 import fsspec
 
-from coordinator.archive import folder_name
 from coordinator.settings import CheckpointSettings
-from peer.checkpoints.manifest import MANIFEST_FILE, Checkpoint
+from peer.checkpoints.manifest import MANIFEST_FILE, Checkpoint, folder_name
 from peer.errors import CommonweightsError, UsageError, VerificationError
 
 PIECE_BYTES = 1 << 20

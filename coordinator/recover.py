@@ -11,8 +11,9 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from coordinator.archive import checkpoints_in, folder_name
+from coordinator.archive import checkpoints_in
 from coordinator.genesis import initial_state
+from peer.checkpoints.manifest import folder_name
 from peer.checkpoints.verification import load_state, log_faults
 from peer.data.manifest import Manifest
 from peer.errors import CommonweightsError, VerificationError

@@ -22,11 +22,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from coordinator.archive import folder_name, superfluous
+from coordinator.archive import superfluous
 from coordinator.settings import CheckpointSettings
 from coordinator.web import sections
 from peer.checkpoints.fetch import local_copy
-from peer.checkpoints.manifest import MANIFEST_FILE, Checkpoint, seal
+from peer.checkpoints.manifest import MANIFEST_FILE, Checkpoint, folder_name, seal
 from peer.checkpoints.verification import load_state, verify_checkpoint
 from peer.errors import UsageError, VerificationError
 from peer.identity import Identity

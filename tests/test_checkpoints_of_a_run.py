@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coordinator.archive import folder_name
 from coordinator.settings import CheckpointSettings, Settings, TrackerSettings
 from peer.checkpoints.fetch import local_copy
-from peer.checkpoints.manifest import Checkpoint
+from peer.checkpoints.manifest import Checkpoint, folder_name
 from peer.checkpoints.verification import verify_checkpoint
 from peer.data.manifest import Manifest
 from peer.data.order import order_key

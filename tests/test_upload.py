@@ -17,12 +17,11 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from coordinator import upload
-from coordinator.archive import folder_name
 from coordinator.destinations import FolderDestination, Stopped, destination
 from coordinator.settings import CheckpointSettings
 from coordinator.upload import Uploads
 from peer.checkpoints.fetch import local_copy
-from peer.checkpoints.manifest import MANIFEST_FILE, Checkpoint
+from peer.checkpoints.manifest import MANIFEST_FILE, Checkpoint, folder_name
 from peer.checkpoints.verification import verify_checkpoint
 from peer.errors import UsageError
 from peer.training.checkpoint import MOMENTUM_FILE

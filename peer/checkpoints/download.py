@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from peer.checkpoints.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, Checkpoint, file_faults
+from peer.checkpoints.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, Checkpoint, file_faults, folder_name
 from peer.client import RunClient
 from peer.durable import write_durably
 from peer.errors import UnreachableError, VerificationError
@@ -42,7 +42,7 @@ async def download(run: RunClient, folder: Path, round_: int = 0, report: Report
     checkpoint = Checkpoint.parse(bytes(content))
     if checkpoint.origin.run_id != run.ticket.run_id:
         raise VerificationError(f"{MANIFEST_FILE}: of another run than the ticket's")
-    target = folder / f"round-{checkpoint.round:06d}"
+    target = folder / folder_name(checkpoint.round)
     done = len(content)
     for file in checkpoint.manifest.files:  # their names were checked with the manifest
         path = target / file.name

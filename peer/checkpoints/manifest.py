@@ -84,6 +84,11 @@ class Checkpoint:
         return names_record(log, self.round, self.manifest.record_hash)
 
 
+def folder_name(round_: int) -> str:
+    """Of the checkpoint of a round, wherever it lies."""
+    return f"round-{round_:06d}"
+
+
 def names_record(log: Log, round_: int, record_hash: bytes) -> bool:
     entries = log.entries
     return round_ < len(entries) and entries[round_].hash == record_hash
