@@ -11,8 +11,9 @@ from typing import Any
 
 from benchmarks.home_links.device import STEP_SECONDS
 from benchmarks.tables import table, write_between_markers
+from configs.rungs import payload_bytes
 
-PAYLOAD_BITS = {"ours": 2.125, "ours, sparse/64": 0.155}  # per parameter (docs/codecs.md)
+CODECS = {"ours": "lowbit2", "ours, sparse/64": "sparse/64"}
 HEADING = (
     "parameters, peers, Mbit/s",
     "steps between synchronisations",
@@ -80,8 +81,9 @@ def line(runs: list[dict[str, Any]]) -> tuple[str, ...]:
 
 def needed_seconds(case: dict[str, Any], sent_megabytes: float) -> float:
     """What the slowest link needs for the bytes of one update: what it sends, or in our case what it is sent."""
-    bits = PAYLOAD_BITS.get(case["method"])
-    megabytes = sent_megabytes if bits is None else (len(case["links"]) - 1) * case["million"] * bits / 8
+    codec = CODECS.get(case["method"])
+    others = len(case["links"]) - 1
+    megabytes = sent_megabytes if codec is None else others * payload_bytes(codec, case["million"] * 10**6) / 1e6
     return float(megabytes * 8 / min(case["links"]))
 
 
