@@ -29,9 +29,7 @@ MAX_REQUEST_BYTES = 128
 MAX_SERVED = 256  # streams at once, to all, those of frozen peers included
 MAX_SERVED_PER_PEER = 16  # a round of contributions, asked for at once
 MIN_MOVING = 4  # streams that get somewhere, at once, on the slowest uplink
-STREAM_BYTES_PER_SECOND = (
-    128 * 1024
-)  # of the uplink for each: more of them would all be slow, and others have blobs too
+STREAM_BYTES_PER_SECOND = 128 * 1024  # of the uplink for each: more of them would all be slow, and others have it too
 AHEAD_SECONDS = 2.0  # for which those streams that are served keep the uplink occupied: no reason to turn one away
 STUCK_SECONDS = 3.0  # without a piece taken: the other side is frozen, and counts as nobody
 MAX_STREAMS = 32  # of all fetches together

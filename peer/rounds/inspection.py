@@ -50,7 +50,7 @@ async def fetch_and_measure(contribution: log_pb2.Contribution, maker: PeerId, r
         Refused: with the reason why it cannot be merged.
         CommonweightsError: nothing is wrong with the contribution, but with this machine.
     """
-    if round_ := merged_in(contribution.payload_hash, replica.log):
+    if round_ := await asyncio.to_thread(merged_in, contribution.payload_hash, replica.log):
         raise Refused(f"its payload was merged in round {round_} already")
     try:
         await replica.exchange.fetch(
