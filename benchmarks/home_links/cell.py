@@ -30,19 +30,25 @@ class Case:
     method: str
     links: tuple[float, ...]
     steps: int = 32  # between two synchronisations
-    seconds: float = 70.0  # measured, after the first two synchronisations
+    seconds: float = 50.0  # measured, after the first two synchronisations
     million: int = 10  # parameters
     uplinks: tuple[float, ...] = ()
+    step_seconds: float = STEP_SECONDS
+    churn: bool = False
 
     @property
     def compute_seconds(self) -> float:
-        return self.steps * STEP_SECONDS
+        return self.steps * self.step_seconds
 
     @property
     def name(self) -> str:
         rates = "/".join(f"{rate:g}" for rate in sorted(set(self.links), reverse=True))
         up = f" ({min(self.uplinks):g} up)" if min(self.uplinks, default=math.inf) < min(self.links) else ""
-        return f"{self.method}, {self.million}M, {len(self.links)} peers, {rates} Mbit/s{up}, every {self.steps} steps"
+        how = f"every {self.steps} steps" + (", churn" if self.churn else "")
+        return f"{self.method}, {self.million}M, {len(self.links)} peers, {rates} Mbit/s{up}, {how}"
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
 
 
 @dataclass
@@ -140,7 +146,7 @@ def _observe(case: Case, hosts: Hosts, running: Running, progress: Callable[[str
     count = statistics.mean(len(each) for each in updates) or 1
     return Result(
         case,
-        [STEP_SECONDS * each / (ended - began) for each in steps],
+        [case.step_seconds * each / (ended - began) for each in steps],
         sum(steps) * SAMPLES_PER_STEP / (ended - began),
         statistics.median(between) if between else float("nan"),
         statistics.median(exchanges) if exchanges else float("nan"),

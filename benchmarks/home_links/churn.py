@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.home_links.cell import SERVER_MBIT, Case, Hosts, Start, end, read_notes, updates_in
-from benchmarks.home_links.device import SAMPLES_PER_STEP, STEP_SECONDS
+from benchmarks.home_links.device import SAMPLES_PER_STEP
 from tests.netns import Internet
 
 BEFORE_SECONDS = 35.0
@@ -66,7 +66,7 @@ def churned(case: Case, start: Start, folder: Path, progress: Callable[[str], No
         finally:
             end(running)
     everybody = [read_notes(path) for path in (*running.notes, notes)]
-    full = SAMPLES_PER_STEP / STEP_SECONDS
+    full = SAMPLES_PER_STEP / case.step_seconds
 
     def rate(since: float, until: float) -> float:
         steps = sum(note["kind"] == "step" and since <= note["at"] <= until for each in everybody for note in each)

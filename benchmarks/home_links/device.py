@@ -33,13 +33,16 @@ class Model(torch.nn.Module):
 
 
 class Device:
-    """`step` pretends a step that takes `STEP_SECONDS` in all, with what it does to the gradients or the weights."""
+    """`step` pretends a step that takes `step_seconds` in all, with what it does to the gradients or the weights."""
 
-    def __init__(self, parameters: Iterable[torch.nn.Parameter], seed: int, notes: Notes) -> None:
+    def __init__(
+        self, parameters: Iterable[torch.nn.Parameter], seed: int, notes: Notes, step_seconds: float = STEP_SECONDS
+    ) -> None:
         generator = torch.Generator().manual_seed(seed)
         self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self._noise = torch.randn(_NOISE, generator=generator)
         self._notes = notes
+        self._step_seconds = step_seconds
         self._count = 0
 
     def train(self) -> None:
@@ -51,7 +54,7 @@ class Device:
         self._step(self._add_gradients)
 
     def _step(self, work: Callable[[], None]) -> None:
-        end, cpu = time.monotonic() + STEP_SECONDS, time.thread_time()
+        end, cpu = time.monotonic() + self._step_seconds, time.thread_time()
         work()
         cpu = time.thread_time() - cpu
         time.sleep(max(0.0, end - time.monotonic()))

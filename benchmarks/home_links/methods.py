@@ -76,8 +76,11 @@ def ours(codec: str, down_to: str = "") -> Start:
 
         def start_peer(number: int, name: str) -> tuple[subprocess.Popen[str], Path]:
             place, host, rate = folder / name, hosts.peers[number], case.links[number]
-            arguments = ["-m", "benchmarks.home_links.ours", home / "ticket.txt", place, number, 0.9 * rate]
-            return _launch(host, folder / f"{name}.log", sys.executable, *arguments), place / "notes.jsonl"
+            program = ("-m", "benchmarks.home_links.ours", home / "ticket.txt", place)
+            process = _launch(
+                host, folder / f"{name}.log", sys.executable, *program, number, 0.9 * rate, case.step_seconds
+            )
+            return process, place / "notes.jsonl"
 
         peers = [start_peer(number, f"peer-{number}") for number in range(len(case.links))]
         return Running([*processes, *(process for process, _ in peers)], [notes for _, notes in peers], start_peer)

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.home_links.device import STEP_SECONDS, Device, Notes
-from benchmarks.stalls import Stalls
+from benchmarks.home_links.device import Device, Notes
 from peer.join import JoinOptions, joined
 from peer.manners.settings import overrides
 from peer.node import Node
@@ -19,7 +18,7 @@ from peer.runner import Stop, run
 from peer.ticket import Ticket
 from peer.training.trainer import StepResult
 
-LOOK_SECONDS = 0.01
+LOOK_SECONDS = 0.05
 
 
 async def watch(node: Node, notes: Notes) -> None:
@@ -38,33 +37,33 @@ async def watch(node: Node, notes: Notes) -> None:
             notes.add("update", round=round_, merged=node.contributor.merged_rounds)
 
 
-def pretended(device: Device, batch: Any, tokens_before: int) -> StepResult:
+def pretended(device: Device, step_seconds: float, batch: Any, tokens_before: int) -> StepResult:
     device.train()
-    return StepResult(3.0, int(batch.size), STEP_SECONDS, 1.0, 1e-3, False)
+    return StepResult(3.0, int(batch.size), step_seconds, 1.0, 1e-3, False)
 
 
-async def live(ticket: Path, folder: Path, seed: int, upload_mbit: float, stop: Stop) -> None:
+async def live(ticket: Path, folder: Path, seed: int, upload_mbit: float, step_seconds: float, stop: Stop) -> None:
     notes = Notes(folder / "notes.jsonl")
     wishes = overrides(always=True, network_upload_mbit=upload_mbit)
     options = JoinOptions(folder, name=folder.name, device="cpu", overrides=wishes)
     async with joined(Ticket.parse(ticket.read_text()), options, lambda text: notes.add("event", text=text)) as node:
-        device = Device(node.contributor.trainer.model.parameters(), seed, notes)
-        node.contributor.trainer.step = functools.partial(pretended, device)  # type: ignore[method-assign]
+        trainer = node.contributor.trainer
+        device = Device(trainer.model.parameters(), seed, notes, step_seconds)
+        trainer.step = functools.partial(pretended, device, step_seconds)  # type: ignore[method-assign]
         stop.on_request = node.stop
-        watching, stalls = asyncio.create_task(watch(node, notes)), Stalls()
+        watching = asyncio.create_task(watch(node, notes))
         try:
             await node.run()
         finally:
             watching.cancel()
-            await stalls.end()
-            notes.add("stalls", seconds=stalls.total_seconds, worst=stalls.worst[:8])
 
 
 def main() -> None:
-    ticket, folder, seed, upload_mbit = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+    ticket, folder, seed = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    upload_mbit, step_seconds = float(sys.argv[4]), float(sys.argv[5])
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
-    run(lambda stop: live(ticket, folder, seed, upload_mbit, stop))
+    run(lambda stop: live(ticket, folder, seed, upload_mbit, step_seconds, stop))
 
 
 if __name__ == "__main__":

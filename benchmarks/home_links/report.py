@@ -9,11 +9,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.home_links.device import STEP_SECONDS
 from benchmarks.tables import table, write_between_markers
 from configs.rungs import payload_bytes
 
-CODECS = {"ours": "lowbit2", "ours, sparse/64": "sparse/64"}
 HEADING = (
     "parameters, peers, Mbit/s",
     "steps between synchronisations",
@@ -66,7 +64,7 @@ def line(runs: list[dict[str, Any]]) -> tuple[str, ...]:
     exchange = middle("exchange_seconds")
     return (
         f"{case['million']}M, {len(case['links'])}, {rates}",
-        f"{case['steps']} ({case['steps'] * STEP_SECONDS:g} s)",
+        f"{case['steps']} ({case['steps'] * case['step_seconds']:g} s)",
         case["method"],
         f"{len(runs)}",
         f"**{mean:.3f}** ({least:.3f})",
@@ -81,9 +79,11 @@ def line(runs: list[dict[str, Any]]) -> tuple[str, ...]:
 
 def needed_seconds(case: dict[str, Any], sent_megabytes: float) -> float:
     """What the slowest link needs for the bytes of one update: what it sends, or in our case what it is sent."""
-    codec = CODECS.get(case["method"])
+    kind, _, codec = case["method"].partition(", ")
     others = len(case["links"]) - 1
-    megabytes = sent_megabytes if codec is None else others * payload_bytes(codec, case["million"] * 10**6) / 1e6
+    megabytes = sent_megabytes
+    if kind == "ours":
+        megabytes = others * payload_bytes(codec.removeprefix("down to "), case["million"] * 10**6) / 1e6
     return float(megabytes * 8 / min(case["links"]))
 
 

@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 GOSSIPED = 2  # nodes that are asked now and then for no reason
 REFRESH_SECONDS = 10.0  # between two looks into the DHT for nodes that can be dialled
 ALONE_SECONDS = 2.0  # the same while it knows of none but the coordinator
+FEW = 4  # known nodes; with more, a look is dearer and less urgent
 DAMAGED_SECONDS = 60.0  # for which it listens when its log is damaged
 OBSERVE_SECONDS = 1.5  # for which a coordinator that comes back listens before it leads
 LINGER_SECONDS = 15.0  # for which a leader stays after the end, so that others fetch the last record
@@ -113,8 +114,7 @@ class Helm:
 
     async def _once(self) -> None:
         try:
-            alone = not self.contacts.addresses.keys() - {self.own, self.coordinator}
-            if self._is_due("refresh", ALONE_SECONDS if alone else min(REFRESH_SECONDS, self.silence_seconds)):
+            if self._is_due("refresh", self._refresh_seconds()):
                 guests = {peer: guest.presence for peer, guest in self.leader.guests.items()}
                 self._beside.start(self.neighbours.refresh(guests))
             if self.leader.leading and not self.willing():
@@ -129,6 +129,12 @@ class Helm:
             await self._hear(self.neighbours.take_news())
         except MENDABLE as error:
             logger.info("at the helm: %s", error)
+
+    def _refresh_seconds(self) -> float:
+        """Until the next look into the DHT. Several nodes answer it with all who are there: so that its traffic does
+        not grow with the square of the swarm, the more are known, the longer it may wait."""
+        known = len(self.contacts.addresses.keys() - {self.own, self.coordinator})
+        return min(REFRESH_SECONDS, self.silence_seconds) * max(1.0, known / FEW) if known else ALONE_SECONDS
 
     async def _come_back(self) -> None:
         """The coordinator starts. Whoever leads meanwhile is followed first; else it leads at once.
