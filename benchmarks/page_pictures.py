@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from configs import load
-from coordinator.serve import Coordinator, ServeOptions, coordinating
+from coordinator.run import Coordinator
+from coordinator.serve import ServeOptions, coordinating
 from coordinator.settings import CheckpointSettings, Settings
 from peer.errors import CommonweightsError
 from peer.identity import Identity

@@ -12,7 +12,7 @@ from peer.commands import INTERRUPTED, as_a_command, print_json, set_up_logging
 
 if TYPE_CHECKING:
     from configs import RunSpec
-    from coordinator.serve import Coordinator
+    from coordinator.run import Coordinator
 
 app = typer.Typer(
     help="Start a run and lead it: prepare data, serve, keep the ledger.",

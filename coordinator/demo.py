@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from configs import RunSpec
-from coordinator.serve import Coordinator, ServeOptions, coordinating
+from coordinator.run import Coordinator
+from coordinator.serve import ServeOptions, coordinating
 from coordinator.settings import Settings
 from peer.errors import CommonweightsError
 from peer.identity import PeerId

@@ -9,7 +9,8 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 
 from configs import RunSpec
-from coordinator.serve import Coordinator, ServeOptions, coordinating
+from coordinator.run import Coordinator
+from coordinator.serve import ServeOptions, coordinating
 from peer.runner import Stop
 
 LOOK_SECONDS = 0.5

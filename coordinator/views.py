@@ -12,7 +12,7 @@ from peer.terminal.views import PeerView, Summary, SwarmView
 if TYPE_CHECKING:
     from coordinator.demo import DemoResult
     from coordinator.ledger import Row, TeamRow
-    from coordinator.serve import Coordinator
+    from coordinator.run import Coordinator
     from peer.log.chain import Log
 
 FILE_WIDTH = 160  # columns of a table that does not go to a terminal

@@ -13,7 +13,8 @@ import torch
 
 from configs import RunSpec
 from coordinator.rebuild import rebuild
-from coordinator.serve import Coordinator, ServeOptions, leading, open_run
+from coordinator.run import Coordinator
+from coordinator.serve import ServeOptions, leading, open_run
 from coordinator.settings import Settings
 from peer.identity import Identity, PeerId
 from peer.join import JoinOptions, assembled

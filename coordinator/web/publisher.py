@@ -20,7 +20,7 @@ from coordinator.web import sections
 from peer.errors import UsageError
 
 if TYPE_CHECKING:
-    from coordinator.serve import Coordinator
+    from coordinator.run import Coordinator
 
 logger = logging.getLogger(__name__)
 

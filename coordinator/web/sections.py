@@ -21,7 +21,7 @@ from peer.identity import PeerId
 from peer.rounds.guests import Guest
 
 if TYPE_CHECKING:
-    from coordinator.serve import Coordinator
+    from coordinator.run import Coordinator
     from peer.log.accounting import PeerAccount
 
 T = TypeVar("T")
