@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -11,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,13 @@ class Running:
 
 def measured(case: Case, start: Start, folder: Path, progress: Callable[[str], None]) -> Result:
     """Build the hosts, let the method run, and look at the steady part."""
+    with started(case, start, folder) as (hosts, running):
+        return _observe(case, hosts, running, progress)
+
+
+@contextlib.contextmanager
+def started(case: Case, start: Start, folder: Path) -> Iterator[tuple[Hosts, Running]]:
+    """The method at work on hosts of its own, which are gone afterwards."""
     folder.mkdir(parents=True, exist_ok=True)
     with Internet() as net:
         hosts = Hosts(
@@ -104,7 +112,7 @@ def measured(case: Case, start: Start, folder: Path, progress: Callable[[str], N
         )
         running = start(case, hosts, folder)
         try:
-            return _observe(case, hosts, running, progress)
+            yield hosts, running
         finally:
             end(running)
 
@@ -113,7 +121,7 @@ def _observe(case: Case, hosts: Hosts, running: Running, progress: Callable[[str
     gauges = [Gauge(host) for host in (hosts.server, *hosts.peers)]
     patience = time.monotonic() + 120 + 6 * case.compute_seconds
     while min(updates_in(path) for path in running.notes) < 2:
-        _alive(running)
+        check_alive(running)
         if time.monotonic() > patience:
             raise TimeoutError(f"{case.name}: no two updates within {120 + 6 * case.compute_seconds:.0f} s")
         for gauge in gauges:
@@ -126,7 +134,7 @@ def _observe(case: Case, hosts: Hosts, running: Running, progress: Callable[[str
         [gauge.host.sent_bytes() for gauge in gauges],
     )
     while (passed := time.monotonic() - began) < case.seconds:
-        _alive(running)
+        check_alive(running)
         for gauge in gauges:
             gauge.look()
         progress(f"{case.name}: {passed:.0f} of {case.seconds:.0f} s")
@@ -185,7 +193,8 @@ def updates_in(path: Path) -> int:
     return sum(note["kind"] == "update" for note in read_notes(path))
 
 
-def _alive(running: Running) -> None:
+def check_alive(running: Running) -> None:
+    """Raises RuntimeError: a process has failed."""
     for process in running.processes:
         if process.poll() not in (None, 0):
             raise RuntimeError(f"a process ended with {process.returncode}: {' '.join(map(str, process.args))}")  # type: ignore[arg-type]

@@ -12,9 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.home_links.cell import SERVER_MBIT, Case, Hosts, Start, end, read_notes, updates_in
+from benchmarks.home_links.cell import Case, Start, read_notes, started, updates_in
 from benchmarks.home_links.device import SAMPLES_PER_STEP
-from tests.netns import Internet
 
 BEFORE_SECONDS = 35.0
 GONE_SECONDS = 15.0
@@ -39,32 +38,23 @@ class Churn:
 
 
 def churned(case: Case, start: Start, folder: Path, progress: Callable[[str], None]) -> Churn:
-    folder.mkdir(parents=True, exist_ok=True)
-    with Internet() as net:
-        hosts = Hosts(
-            net.host("server", SERVER_MBIT, SERVER_MBIT),
-            [net.host(f"p{number}", rate, rate) for number, rate in enumerate(case.links)],
-        )
-        running = start(case, hosts, folder)
+    with started(case, start, folder) as (_, running):
         assert running.start_peer is not None, f"{case.method} cannot take in a new peer"
-        try:
-            patience = time.monotonic() + 180
-            while min(updates_in(path) for path in running.notes) < 2:
-                if time.monotonic() > patience:
-                    raise TimeoutError("no two updates within 180 s")
-                time.sleep(0.5)
-            began = time.monotonic()
-            _wait(began + BEFORE_SECONDS, f"{case.name}: undisturbed", progress)
-            os.killpg(running.processes[-1].pid, signal.SIGKILL)
-            killed = time.monotonic()
-            _wait(killed + GONE_SECONDS, f"{case.name}: one was killed", progress)
-            came = time.monotonic()
-            process, notes = running.start_peer(len(case.links) - 1, "newcomer")
-            running.processes.append(process)
-            _wait(came + AFTER_SECONDS, f"{case.name}: a new one came", progress)
-            ended = time.monotonic()
-        finally:
-            end(running)
+        patience = time.monotonic() + 180
+        while min(updates_in(path) for path in running.notes) < 2:
+            if time.monotonic() > patience:
+                raise TimeoutError("no two updates within 180 s")
+            time.sleep(0.5)
+        began = time.monotonic()
+        _wait(began + BEFORE_SECONDS, f"{case.name}: undisturbed", progress)
+        os.killpg(running.processes[-1].pid, signal.SIGKILL)
+        killed = time.monotonic()
+        _wait(killed + GONE_SECONDS, f"{case.name}: one was killed", progress)
+        came = time.monotonic()
+        process, notes = running.start_peer(len(case.links) - 1, "newcomer")
+        running.processes.append(process)
+        _wait(came + AFTER_SECONDS, f"{case.name}: a new one came", progress)
+        ended = time.monotonic()
     everybody = [read_notes(path) for path in (*running.notes, notes)]
     full = SAMPLES_PER_STEP / case.step_seconds
 

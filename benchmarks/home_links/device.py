@@ -1,7 +1,8 @@
 """The pretended device that every method trains on, and the notes that a peer's program leaves.
 
 A step takes a fixed time during which the processor is free, as while a GPU works; real parameters move a little.
-Imports nothing of the project: the alternatives run in an environment of their own.
+`student.py` has the device that trains for real, with the same methods. Imports nothing of the project: the
+alternatives run in an environment of their own.
 """
 
 from __future__ import annotations
@@ -33,13 +34,14 @@ class Model(torch.nn.Module):
 
 
 class Device:
-    """`step` pretends a step that takes `step_seconds` in all, with what it does to the gradients or the weights."""
+    """Pretends steps that take `step_seconds` each in all, with what they do to the gradients or the weights."""
 
-    def __init__(
-        self, parameters: Iterable[torch.nn.Parameter], seed: int, notes: Notes, step_seconds: float = STEP_SECONDS
-    ) -> None:
+    samples = SAMPLES_PER_STEP
+
+    def __init__(self, model: torch.nn.Module, seed: int, notes: Notes, step_seconds: float = STEP_SECONDS) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self.model = model
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._noise = torch.randn(_NOISE, generator=generator)
         self._notes = notes
         self._step_seconds = step_seconds
@@ -52,6 +54,21 @@ class Device:
     def differentiate(self) -> None:
         """A backward pass: gradients are added up in the parameters."""
         self._step(self._add_gradients)
+
+    def groups(self) -> list[dict[str, Any]]:
+        """The parameters as an optimizer wants them."""
+        return [{"params": self._parameters}]
+
+    def optimizer(self, groups: Iterable[Any]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(groups, lr=1e-4)
+
+    def warm(self, rows: float) -> float:
+        """The share of the learning rate after so many rows of all peers."""
+        return 1.0
+
+    def updated(self, round_: int) -> None:
+        """The weights have just become global ones."""
+        self._notes.add("update", round=round_)
 
     def _step(self, work: Callable[[], None]) -> None:
         end, cpu = time.monotonic() + self._step_seconds, time.thread_time()

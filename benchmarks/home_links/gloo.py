@@ -7,12 +7,16 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
-from benchmarks.home_links.device import Device, Model, Notes
+from benchmarks.home_links.device import Device, Notes
+from benchmarks.home_links.devices import device_of
+
+if TYPE_CHECKING:
+    from benchmarks.home_links.student import Student
 
 PORT = 29500
 
@@ -25,29 +29,34 @@ def join(plan: dict[str, Any]) -> None:
     )
 
 
-def ddp(plan: dict[str, Any], device: Device, model: Model, notes: Notes) -> None:
+def ddp(plan: dict[str, Any], device: Device | Student, notes: Notes) -> None:
     """Gradients of `steps` steps add up locally; then one all-reduce of what the fp16 hook would send."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    model, weight = device.model, plan.get("weight", 1 / plan["peers"]) / plan["steps"]
+    optimizer = device.optimizer(device.groups())
+    peak = [group["lr"] for group in optimizer.param_groups]
     round_ = 0
     while True:
         for _ in range(plan["steps"]):
             device.differentiate()
         notes.add("closing", round=round_)
         bucket = torch.cat([parameter.grad.reshape(-1) for parameter in model.parameters()]).half()  # type: ignore[union-attr]
-        bucket /= plan["peers"]
+        bucket *= weight
         dist.all_reduce(bucket)
         start = 0
         for parameter in model.parameters():
             assert parameter.grad is not None
             parameter.grad.copy_(bucket[start : start + parameter.numel()].view(parameter.shape))
             start += parameter.numel()
+        for group, rate in zip(optimizer.param_groups, peak, strict=True):
+            group["lr"] = rate * device.warm(round_ * plan.get("target_samples", 0))
         optimizer.step()
         optimizer.zero_grad()
         round_ += 1
-        notes.add("update", round=round_)
+        device.updated(round_)
 
 
-def diloco(plan: dict[str, Any], device: Device, model: Model, notes: Notes) -> None:
+def diloco(plan: dict[str, Any], device: Device | Student, notes: Notes) -> None:
+    model = device.model
     anchor = torch.nn.Parameter(torch.cat([each.detach().reshape(-1) for each in model.parameters()]))
     outer = torch.optim.SGD([anchor], lr=0.7, momentum=0.9, nesterov=True)
     round_ = 0
@@ -65,16 +74,16 @@ def diloco(plan: dict[str, Any], device: Device, model: Model, notes: Notes) -> 
                 parameter.copy_(anchor[start : start + parameter.numel()].view(parameter.shape))
                 start += parameter.numel()
         round_ += 1
-        notes.add("update", round=round_)
+        device.updated(round_)
 
 
 def main() -> None:
     plan = json.loads(sys.argv[1])
     torch.set_num_threads(1)
-    notes, model = Notes(Path(plan["notes"])), Model()
-    device = Device(model.parameters(), plan["rank"], notes)
+    notes = Notes(Path(plan["notes"]))
+    device = device_of(plan, notes)
     join(plan)
-    {"ddp": ddp, "diloco": diloco}[plan["what"]](plan, device, model, notes)
+    {"ddp": ddp, "diloco": diloco}[plan["what"]](plan, device, notes)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 import time
@@ -13,7 +12,8 @@ import hivemind
 import torch
 from hivemind.compression import Float16Compression, SizeAdaptiveCompression, Uniform8BitQuantization
 
-from benchmarks.home_links.device import SAMPLES_PER_STEP, Device, Model, Notes
+from benchmarks.home_links.device import Notes
+from benchmarks.home_links.devices import device_of
 
 MATCHMAKING_SECONDS = 5.0
 EIGHT_BIT = SizeAdaptiveCompression(
@@ -40,21 +40,23 @@ def meet(plan: dict[str, Any]) -> hivemind.DHT:
 def main() -> None:
     plan = json.loads(sys.argv[1])
     torch.set_num_threads(1)
-    notes, model = Notes(Path(plan["notes"])), Model()
-    device = Device(model.parameters(), plan["rank"], notes)
+    notes = Notes(Path(plan["notes"]))
+    device = device_of(plan, notes)
+    target = plan.get("target_samples", device.samples * plan["steps"] * plan["peers"])
     optimizer = hivemind.Optimizer(
         dht=meet(plan),
         run_id="links",
-        params=model.parameters(),
-        optimizer=functools.partial(torch.optim.AdamW, lr=1e-4),
-        batch_size_per_step=SAMPLES_PER_STEP,
-        target_batch_size=SAMPLES_PER_STEP * plan["steps"] * plan["peers"],
+        params=device.groups(),
+        optimizer=device.optimizer,
+        scheduler=lambda inner: torch.optim.lr_scheduler.LambdaLR(inner, lambda epoch: device.warm(epoch * target)),
+        batch_size_per_step=device.samples,
+        target_batch_size=target,
         matchmaking_time=MATCHMAKING_SECONDS,
         averaging_timeout=60,
         offload_optimizer=True,
         delay_optimizer_step=True,
         delay_grad_averaging=True,
-        average_state_every=1000,  # never within a cell: it would only cost
+        average_state_every=plan.get("average_state_every", 1000),  # never within a cell: it would only cost
         grad_compression=EIGHT_BIT,
         state_averaging_compression=EIGHT_BIT,
         averager_opts={"bandwidth": plan["links"][plan["rank"]], "request_timeout": MATCHMAKING_SECONDS / 2},
@@ -68,7 +70,7 @@ def main() -> None:
         optimizer.zero_grad()
         if optimizer.local_epoch != epoch:
             epoch = optimizer.local_epoch
-            notes.add("update", round=epoch)
+            device.updated(epoch)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.home_links.cell import Case, Hosts, Running, Start
@@ -17,6 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TICKET_SECONDS = 180.0
 SEQUENCE_TOKENS = 16
 
+
+Settings = Callable[[int, Path], dict[str, object]]  # what a peer is told beside the rest: its rank, the run's folder
 
 WIDTHS = {10: 320, 40: 640, 100: 1024}  # by millions of parameters, of a llama of eight layers
 
@@ -65,10 +68,20 @@ first_deadline_seconds = {max(5.0, 2 * case.compute_seconds)}
 """
 
 
+def nothing(rank: int, folder: Path) -> dict[str, object]:
+    return {}
+
+
 def ours(codec: str, down_to: str = "") -> Start:
+    return swarm(lambda case: spec(case, codec, down_to))
+
+
+def swarm(config_of: Callable[[Case], str], settings: Settings = nothing) -> Start:
+    """A coordinator and peers of this project."""
+
     def start(case: Case, hosts: Hosts, folder: Path) -> Running:
         config, home = folder / "run.toml", folder / "coordinator"
-        config.write_text(spec(case, codec, down_to))
+        config.write_text(config_of(case))
         _share_prepared_data(home)
         command = ["-m", "coordinator.cli", "serve", config, "--dir", home, "--host", hosts.server.address, "--json"]
         processes = [_launch(hosts.server, folder / "coordinator.log", sys.executable, *command)]
@@ -76,11 +89,17 @@ def ours(codec: str, down_to: str = "") -> Start:
 
         def start_peer(number: int, name: str) -> tuple[subprocess.Popen[str], Path]:
             place, host, rate = folder / name, hosts.peers[number], case.links[number]
-            program = ("-m", "benchmarks.home_links.ours", home / "ticket.txt", place)
-            process = _launch(
-                host, folder / f"{name}.log", sys.executable, *program, number, 0.9 * rate, case.step_seconds
-            )
-            return process, place / "notes.jsonl"
+            plan = {
+                "rank": number,
+                "peers": len(hosts.peers),
+                "ticket": str(home / "ticket.txt"),
+                "folder": str(place),
+                "upload_mbit": 0.9 * rate,
+                "step_seconds": case.step_seconds,
+                **settings(number, folder),
+            }
+            arguments = ["-m", "benchmarks.home_links.ours", json.dumps(plan)]
+            return _launch(host, folder / f"{name}.log", sys.executable, *arguments), place / "notes.jsonl"
 
         peers = [start_peer(number, f"peer-{number}") for number in range(len(case.links))]
         return Running([*processes, *(process for process, _ in peers)], [notes for _, notes in peers], start_peer)
@@ -88,7 +107,7 @@ def ours(codec: str, down_to: str = "") -> Start:
     return start
 
 
-def foreign(program: str, python: Path, **settings: object) -> Start:
+def foreign(program: str, python: Path, settings: Settings = nothing, **fixed: object) -> Start:
     """A method that runs in an environment of its own, with the first peer's address as its meeting point."""
 
     def start(case: Case, hosts: Hosts, folder: Path) -> Running:
@@ -103,7 +122,8 @@ def foreign(program: str, python: Path, **settings: object) -> Start:
                 "notes": str(notes[-1]),
                 "meeting": str(folder / "meeting.txt"),
                 "links": case.links,
-                **settings,
+                **fixed,
+                **settings(number, folder),
             }
             arguments = ["-m", f"benchmarks.home_links.{program}", json.dumps(plan)]
             processes.append(_launch(host, folder / f"peer-{number}.log", python, *arguments))
