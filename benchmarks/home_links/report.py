@@ -1,4 +1,7 @@
-"""The table of docs/performance.md, from what the cells left: `python -m benchmarks.home_links.report RESULTS`."""
+"""The table of docs/performance.md, from what the cells left:
+
+python -m benchmarks.home_links.report RESULTS [--write docs/performance.md --plot docs/home-links.svg]
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from benchmarks.home_links.picture import plot
 from benchmarks.tables import table, write_between_markers
 from configs.rungs import payload_bytes
 
@@ -31,26 +35,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path)
     parser.add_argument("--write", type=Path, help="a Markdown file whose measured part is replaced")
+    parser.add_argument("--plot", type=Path, help="an SVG file to draw")
     arguments = parser.parse_args()
     rows = [json.loads(line) for line in arguments.results.read_text().splitlines()]
-    text = cells([row for row in rows if "utilisation" in row])
-    churns = [row for row in rows if "gone_share" in row]
-    if churns:
-        text += "\n" + "\n".join(map(churn, churns)) + "\n"
+    cases = by_case(rows)
+    text = table(HEADING, [line(runs) for runs in cases if "utilisation" in runs[0]])
+    churns = [churn(runs) for runs in cases if "gone_share" in runs[0]]
+    text = "\n".join((text, *churns)) + ("\n" if churns else "")
     print(text)
     if arguments.write:
         write_between_markers(arguments.write, text, "links")
+    if arguments.plot:
+        plot([runs for runs in cases if "utilisation" in runs[0]], arguments.plot)
 
 
-def cells(rows: list[dict[str, Any]]) -> str:
-    """One line per case, medians of its runs; those of equal links and steps together."""
+def by_case(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The runs of each case; cases of equal links and steps together, ours first."""
     cases: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         case = row["case"]
         links = tuple(sorted(case["links"], reverse=True))
-        key = (case["million"], len(links), links, -case["steps"], case["method"])
+        others = not case["method"].startswith("ours")
+        key = (case["million"], len(links), links, -case["steps"], case["churn"], others, case["method"])
         cases.setdefault(key, []).append(row)
-    return table(HEADING, [line(runs) for _, runs in sorted(cases.items(), key=lambda item: item[0][:4])])
+    return [runs for _, runs in sorted(cases.items(), key=lambda item: item[0])]
 
 
 def line(runs: list[dict[str, Any]]) -> tuple[str, ...]:
@@ -87,14 +95,18 @@ def needed_seconds(case: dict[str, Any], sent_megabytes: float) -> float:
     return float(megabytes * 8 / min(case["links"]))
 
 
-def churn(row: dict[str, Any]) -> str:
-    case = row["case"]
-    gone, last = f"{row['gone']:.0f} ({row['gone_share']:.2f})", f"{row['last']:.0f} ({row['last_share']:.2f})"
+def churn(runs: list[dict[str, Any]]) -> str:
+    def middle(key: str) -> float:
+        return float(statistics.median(run[key] for run in runs))
+
+    case, newcomer = runs[0]["case"], sorted(run["newcomer_rounds"] for run in runs)
+    gone = f"{middle('gone'):.0f} ({middle('gone_share'):.2f})"
+    last = f"{middle('last'):.0f} ({middle('last_share'):.2f})"
     return (
-        f"Churn, {case['method']}, {len(case['links'])} peers, a synchronisation every {case['steps']} steps:"
-        f" {row['before']:.0f} samples/s before, {gone} while one of them is gone, {last} in the last 20 s; in brackets"
-        " the share of what those alive did before. The newcomer's first work is in round"
-        f" {row['newcomer_rounds']} of those that closed after its first step."
+        f"Churn, {case['method']}, {len(case['links'])} peers, a synchronisation every {case['steps']} steps, median of"
+        f" {len(runs)}: {middle('before'):.0f} samples/s before, {gone} while one of them is gone, {last} in the last"
+        " 20 s; in brackets the share of what those alive did before. Of the rounds that closed after the newcomer's"
+        f" first step, its first work is in number {', '.join(map(str, newcomer))}."
     )
 
 
