@@ -21,6 +21,7 @@ SEQUENCE_TOKENS = 16
 
 Settings = Callable[[int, Path], dict[str, object]]  # what a peer is told beside the rest: its rank, the run's folder
 
+LEAN = "[outer]\nmomentum = 0.0"  # one vector of the model's size less: eight large peers on one machine
 WIDTHS = {10: 320, 40: 640, 100: 1024}  # by millions of parameters, of a llama of eight layers
 
 
@@ -55,6 +56,7 @@ learning_rate = 1e-3
 precision = "fp32"
 [round]
 target_tokens = {target}
+{"" if case.million == 10 else LEAN}
 [codec]
 name = "{codec}"
 down_to = "{down_to}"
