@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -100,6 +101,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if reason := netns.missing():
         sys.exit(f"cannot build hosts here: {reason}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an ordered end: hosts and processes go with it
     known = starts(arguments.alternatives)
     if unknown := set(arguments.only or ()) - set(known):
         sys.exit(f"no method is called {', '.join(sorted(unknown))}: choose among {', '.join(known)}")

@@ -17,12 +17,10 @@ from tests.netns import Host
 ROOT = Path(__file__).resolve().parents[2]
 TICKET_SECONDS = 180.0
 SEQUENCE_TOKENS = 16
-
-
-Settings = Callable[[int, Path], dict[str, object]]  # what a peer is told beside the rest: its rank, the run's folder
-
 LEAN = "[outer]\nmomentum = 0.0"  # one vector of the model's size less: eight large peers on one machine
 WIDTHS = {10: 320, 40: 640, 100: 1024}  # by millions of parameters, of a llama of eight layers
+
+Settings = Callable[[int, Path], dict[str, object]]  # what a peer is told beside the rest: its rank, the run's folder
 
 
 def spec(case: Case, codec: str, down_to: str) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -193,6 +194,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if reason := netns.missing():
         sys.exit(f"cannot build hosts here: {reason}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an ordered end: hosts and processes go with it
     workload = Workload(arguments.dir)
     for setting in SETTINGS:
         folder: Path = arguments.dir / f"{arguments.seconds:g}s_{setting.file_name}"
