@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from peer.rounds.ranges import Ranges
 from protos import log_pb2
 
+REPLAY_ROUNDS = 1000  # so far back, a payload that was merged before is known again
 PENDING_ROUNDS = 8  # a verdict on a contribution must stand in one of so many records after it
 
 
@@ -59,6 +60,7 @@ class Accounts:
     peers: dict[bytes, PeerAccount] = field(default_factory=dict)  # by public key
     teams: dict[str, TeamAccount] = field(default_factory=dict)
     pending: dict[int, dict[bytes, Work]] = field(default_factory=dict)  # by round and public key
+    merged: dict[bytes, int] = field(default_factory=dict)  # lately, the oldest first: round by payload hash
     accepted: Ranges = Ranges()  # positions of the data order that are merged
     data_cursor: int = 0
     loss: float | None = None  # token-weighted mean over the newest record with contributions, nats per token
@@ -100,6 +102,8 @@ class Accounts:
         self.recent.append((record.time_seconds, self.tokens))
         for round_ in [it for it in self.pending if it <= record.round - PENDING_ROUNDS or record.final]:
             del self.pending[round_]
+        while self.merged and self.merged[oldest := next(iter(self.merged))] <= record.round - REPLAY_ROUNDS:
+            del self.merged[oldest]
 
     def _credit(self, round_: int, signer: bytes, contribution: log_pb2.Contribution) -> None:
         account = self.peers.setdefault(signer, PeerAccount(first_round=round_))
@@ -113,6 +117,8 @@ class Accounts:
         team.contributions += 1
         team.peers.add(signer)
         self.tokens += contribution.tokens
+        self.merged.pop(contribution.payload_hash, None)
+        self.merged[contribution.payload_hash] = round_
         self.pending.setdefault(round_, {})[signer] = Work(
             contribution.tokens, contribution.team, contribution.payload_hash
         )

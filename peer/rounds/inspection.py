@@ -15,14 +15,13 @@ from peer.codecs.payload import largest_payload_bytes
 from peer.errors import CommonweightsError, DataError, Refused, UnreachableError
 from peer.identity import PeerId
 from peer.log import aggregate
-from peer.log.chain import Log, contribution_fault
+from peer.log.chain import contribution_fault
 from peer.log.replica import PAYLOAD_SECONDS, Replica
 from protos import log_pb2
 
 logger = logging.getLogger(__name__)
 
 MAX_REASON_CHARACTERS = 200  # of a refusal: it goes into the record
-REPLAY_ROUNDS = 1000  # so far back, a payload that was merged before is known again
 
 
 def header_fault(contribution: log_pb2.Contribution, replica: Replica) -> str:
@@ -50,8 +49,8 @@ async def fetch_and_measure(contribution: log_pb2.Contribution, maker: PeerId, r
         Refused: with the reason why it cannot be merged.
         CommonweightsError: nothing is wrong with the contribution, but with this machine.
     """
-    if round_ := await asyncio.to_thread(merged_in, contribution.payload_hash, replica.log):
-        raise Refused(f"its payload was merged in round {round_} already")
+    if round_ := replica.log.accounts.merged.get(contribution.payload_hash):  # credit twice for one piece of work is a
+        raise Refused(f"its payload was merged in round {round_} already")  # lie, whatever positions stand on it
     try:
         await replica.exchange.fetch(
             contribution.payload_hash, contribution.payload_bytes, [maker], deadline_seconds=PAYLOAD_SECONDS
@@ -64,15 +63,6 @@ async def fetch_and_measure(contribution: log_pb2.Contribution, maker: PeerId, r
     except Exception:
         logger.exception("looking into a contribution of %s failed", maker.short)
         raise Refused("its payload could not be checked") from None
-
-
-def merged_in(payload_hash: bytes, log: Log) -> int:
-    """The round in which a payload was merged lately; 0 if it was not. Credit twice for one piece of work is a lie,
-    whoever asks for it and whatever positions stand on it."""
-    for entry in reversed(log.entries[-REPLAY_ROUNDS:]):
-        if any(item.payload_hash == payload_hash for _, item in entry.contributions):
-            return entry.round
-    return 0
 
 
 def _norm(contribution: log_pb2.Contribution, replica: Replica) -> float:
