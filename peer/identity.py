@@ -18,7 +18,7 @@ import secrets
 import stat
 import textwrap
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
@@ -53,6 +53,9 @@ class PeerId:
     def __post_init__(self) -> None:
         if len(self.public_key) != KEY_BYTES:
             raise UsageError(f"a peer's public key has {KEY_BYTES} bytes, not {len(self.public_key)}")
+
+    def __hash__(self) -> int:  # bytes remember theirs; the generated one makes a tuple first
+        return hash(self.public_key)
 
     @cached_property
     def _text(self) -> str:
@@ -243,6 +246,7 @@ def _stretch(passphrase: str, salt: bytes) -> bytes:
     return Scrypt(salt=salt, length=32, n=1 << 15, r=8, p=1).derive(passphrase.encode())
 
 
+@lru_cache(4096)  # the same few peers, again and again
 def _base58_encode(data: bytes) -> str:
     number, text = int.from_bytes(data, "big"), ""
     while number:
@@ -251,6 +255,7 @@ def _base58_encode(data: bytes) -> str:
     return "1" * (len(data) - len(data.lstrip(b"\0"))) + text
 
 
+@lru_cache(4096)
 def _base58_decode(text: str) -> bytes:
     """Raises ValueError for characters outside the alphabet or texts longer than any peer id."""
     if len(text) > 100:

@@ -40,7 +40,7 @@ from peer.rounds.contacts import Contacts
 from peer.rounds.contributor import Contributor
 from peer.rounds.link import Link
 from peer.swarm import HivemindSwarm, Swarm
-from peer.ticket import Ticket
+from peer.ticket import MAX_OTHERS, Ticket
 from peer.training import fit, ranks
 from peer.training.hardware import Hardware, choose_hardware, device_count
 from peer.training.tasks import build_model, load_task
@@ -196,9 +196,9 @@ def others(ticket: Ticket, folder: Path) -> dict[PeerId, list[str]]:
 def ticket_through(ticket: Ticket, node: Node) -> Ticket:
     """The same run by way of this node, if others can dial it, and of some that take part now and can be dialled."""
     swarm, contacts = node.link.swarm, node.helm.contacts.addresses
-    for peer in sorted(PeerId(key) for key in node.link.view.sources):  # sorted: it changes when they do
-        if peer in contacts and peer not in (ticket.coordinator, swarm.peer_id):
-            ticket = ticket.naming(peer, contacts[peer])
+    sources = {PeerId(key) for key in node.link.view.sources} & contacts.keys()
+    for peer in sorted(sources - {ticket.coordinator, swarm.peer_id})[-MAX_OTHERS:]:  # sorted: it changes when they do
+        ticket = ticket.naming(peer, contacts[peer])
     return ticket.naming(swarm.peer_id, swarm.addresses) if swarm.addresses else ticket
 
 
