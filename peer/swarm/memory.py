@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from types import TracebackType
-from typing import Any
 
 from peer.errors import Refused, UnreachableError
 from peer.identity import Identity, PeerId
@@ -128,12 +127,11 @@ class MemoryNetwork:
             yield line
         finally:
             self._lines.discard(line)
-            line.broken.cancel()
 
     def _break_lines(self) -> None:
         for line in self._lines:
-            if not self.reachable(line.caller, line.peer) and not line.broken.done():
-                line.broken.set_result(None)
+            if not self.reachable(line.caller, line.peer):
+                line.hang_up()
 
 
 class _Line:
@@ -141,25 +139,30 @@ class _Line:
 
     def __init__(self, caller: PeerId, peer: PeerId) -> None:
         self.caller, self.peer = caller, peer
-        self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._broken = False
+        self._waiting: asyncio.Timeout | None = None  # for the next piece
+
+    def hang_up(self) -> None:
+        self._broken = True
+        if self._waiting is not None:
+            self._waiting.reschedule(asyncio.get_running_loop().time())
 
     async def next(self, pieces: AsyncGenerator[bytes, None], network: MemoryNetwork) -> bytes | None:
         """The next piece, as it arrives; None at the end."""
-
-        async def arrival() -> bytes | None:
-            piece = await anext(pieces, None)
-            return await network.carry(self.peer, piece or b"") if piece is not None else None
-
-        arriving = asyncio.ensure_future(arrival())
+        piece = None
         try:
-            ends: set[asyncio.Future[Any]] = {arriving, self.broken}
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            if self.broken.done():
-                raise UnreachableError(f"peer {self.peer.short}: hung up before the end")
-            return arriving.result()
+            async with asyncio.timeout(None) as self._waiting:  # ends when the line breaks; cheaper than a task
+                piece = await anext(pieces, None)
+                if piece is not None:
+                    piece = await network.carry(self.peer, piece)
+        except TimeoutError:
+            if not self._broken:
+                raise
         finally:
-            arriving.cancel()
-            await asyncio.gather(arriving, return_exceptions=True)
+            self._waiting = None
+        if self._broken:
+            raise UnreachableError(f"peer {self.peer.short}: hung up before the end")
+        return piece
 
 
 class MemorySwarm:
