@@ -34,6 +34,9 @@ from protos.signing import sign
 logger = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.1
+# For each peer, so long announcements wait for more: each goes to everybody in a view of its own, and those of many
+# peers would be more bytes than what they announce.
+GATHER_SECONDS = 0.002
 RETRY_SECONDS = 2.0
 MAX_RANK = 8  # so far down the line, nobody has a stretch of leases of its own
 
@@ -74,6 +77,7 @@ class Leader:
         self.headers: dict[tuple[bytes, bytes], Header] = {}  # of the open round, by signer and payload hash
         self._checks: dict[tuple[bytes, bytes], asyncio.Task[None]] = {}  # of payloads, by the same key
         self._tasks: set[asyncio.Task[None]] = set()
+        self._gathering: asyncio.TimerHandle | None = None  # until the next bump
         self._announce_at = 0.0  # monotonic seconds
         self._end_from = 0.0  # loop seconds: an end that was ordered does not happen before
         self.stepped = awake_seconds()
@@ -323,7 +327,7 @@ class Leader:
             await asyncio.sleep(TICK_SECONDS)
         if self.leading:
             self.step(event)
-            self.bump()
+            self._bump_soon()
 
     # --- what others see ------------------------------------------------------------------------------------------
 
@@ -364,7 +368,15 @@ class Leader:
         guest = self.guests.get(peer)
         return guest.presence.name if guest and guest.presence.name else peer.short
 
+    def _bump_soon(self) -> None:
+        if self._gathering is None:
+            seconds = GATHER_SECONDS * len(self.state.members)
+            self._gathering = asyncio.get_running_loop().call_later(seconds, self.bump)
+
     def bump(self) -> None:
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
         self.version += 1
         self.changed.beat()
 

@@ -16,7 +16,7 @@ from peer.messages import parse
 from peer.rounds import sequencer
 from peer.rounds.guests import Guest, has_place, presence_fault
 from peer.rounds.inspection import header_fault
-from peer.rounds.leader import Header, Leader
+from peer.rounds.leader import TICK_SECONDS, Header, Leader
 from peer.rounds.ranges import Ranges
 from protos import log_pb2, swarm_pb2
 from protos.signing import SignatureError, open_signed
@@ -30,6 +30,7 @@ class Reception:
     def __init__(self, leader: Leader) -> None:
         self.leader = leader
         self._watching: Counter[PeerId] = Counter()
+        self._newest, self._viewed, self._viewed_at = b"", 0, 0.0  # the last view, its version, and when it was made
 
     def serve(self) -> None:
         swarm = self.leader.swarm
@@ -151,8 +152,15 @@ class Reception:
             self._watching[sender] -= 1
             if not self._watching[sender]:
                 del self._watching[sender]
-        view = self.leader.view() if self.leader.leading else self.leader.elsewhere()
-        return view.SerializeToString()
+        return self._view() if self.leader.leading else self.leader.elsewhere().SerializeToString()
+
+    def _view(self) -> bytes:
+        """Made once for all who are told the same news."""
+        now, version = asyncio.get_running_loop().time(), self.leader.version
+        if self._viewed != version or now - self._viewed_at > TICK_SECONDS:
+            self._viewed, self._viewed_at = version, now
+            self._newest = self.leader.view().SerializeToString()
+        return self._newest
 
 
 def _refusal(reason: str) -> bytes:
