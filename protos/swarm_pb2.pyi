@@ -204,6 +204,14 @@ class BlobRequest(_message.Message):
     length: int
     def __init__(self, hash: _Optional[bytes] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
 
+class BlobsRequest(_message.Message):
+    __slots__ = ("hashes", "sizes")
+    HASHES_FIELD_NUMBER: _ClassVar[int]
+    SIZES_FIELD_NUMBER: _ClassVar[int]
+    hashes: _containers.RepeatedScalarFieldContainer[bytes]
+    sizes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, hashes: _Optional[_Iterable[bytes]] = ..., sizes: _Optional[_Iterable[int]] = ...) -> None: ...
+
 class HeadPointer(_message.Message):
     __slots__ = ("term", "round", "hash", "addresses")
     TERM_FIELD_NUMBER: _ClassVar[int]

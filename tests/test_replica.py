@@ -154,7 +154,8 @@ async def test_the_cheaper_way_is_taken(tmp_path: Path) -> None:
             replay = sum(entry.contributions[0][1].payload_bytes for entry in replica.log.entries[7 - behind :])
             assert (replay < state_bytes) == (expected == "replay")
             await late.join(late.exchange._swarm, digest)
-            assert late.exchange.bytes_received - before == min(replay, state_bytes)
+            fewest = min(replay, state_bytes)
+            assert fewest <= late.exchange.bytes_received - before <= fewest + behind  # a byte before each small blob
             assert late.digest == digest == late.state.digest()
             late.close()
 

@@ -58,7 +58,10 @@ class SegmentCodec(Protocol):
         """Raise PayloadError unless `terms` will give at most `count` finite values in their places."""
 
     def terms(self, body: memoryview, count: int, scale: np.float32, factor: np.float32) -> Iterator[Term]:
-        """The decoded values, exact, and then times `factor`, rounded once; piece by piece, in the reader's cache."""
+        """The decoded values, exact, and then times `factor`, rounded once; piece by piece, in the reader's cache.
+
+        Raises what `check` raises, before the first piece.
+        """
 
     def largest_bytes(self, count: int) -> int:
         """Upper bound of a valid body's size."""
@@ -170,7 +173,7 @@ def encode(name: str, vector: torch.Tensor) -> bytes:
     return b"".join((head, table, *(body for body, _ in parts)))
 
 
-def open_payload(payload: bytes | memoryview, parameters: int) -> Payload:
+def open_payload(payload: bytes | memoryview, parameters: int, *, bodies: bool = True) -> Payload:
     """Check a payload from anywhere: afterwards every segment decodes, to finite values.
 
     Needs the memory of one segment beside the payload itself, however the bytes lie about their lengths.
@@ -178,6 +181,7 @@ def open_payload(payload: bytes | memoryview, parameters: int) -> Payload:
     Args:
         payload: the bytes; kept, not copied.
         parameters: the length that the vector must have.
+        bodies: check the segments' bodies too. Without, a bad one is found when it is decoded.
 
     Raises:
         PayloadError: with the reason, for anything but a valid payload of that length.
@@ -197,7 +201,8 @@ def open_payload(payload: bytes | memoryview, parameters: int) -> Payload:
     if count != parameters:
         raise PayloadError(f"payload of {count} parameters; the model has {parameters}")
     segments = _table(view, parameters)
-    in_parallel(lambda index: codec.check(segments[index].body, segments[index].length), range(len(segments)))
+    if bodies:
+        in_parallel(lambda index: codec.check(segments[index].body, segments[index].length), range(len(segments)))
     return Payload(name, parameters, len(view), segments)
 
 

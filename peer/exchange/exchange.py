@@ -8,13 +8,17 @@ that may refuse it altogether.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from peer.background import cancel
 from peer.errors import Refused, UnreachableError
+from peer.exchange import bundle
 from peer.exchange.blobs import HASH_BYTES, BlobStore
 from peer.exchange.donors import Donors
 from peer.exchange.download import METHOD, Download
@@ -24,6 +28,8 @@ from peer.exchange.uplink import Uplink
 from peer.identity import PeerId
 from peer.swarm.interface import PIECE_BYTES, Swarm
 from protos.swarm_pb2 import BlobRequest
+
+logger = logging.getLogger(__name__)
 
 MAX_REQUEST_BYTES = 128
 MAX_SERVED = 256  # streams at once, to all, those of frozen peers included
@@ -63,8 +69,10 @@ class Exchange:
         self._serving: Counter[PeerId] = Counter()
         self._served: set[_Served] = set()
         self._fetching: dict[tuple[bytes, int], Download] = {}  # a liar may announce a wrong size
+        self._bundles: dict[bytes, asyncio.Task[None]] = {}  # under way, by each blob in them
         self._streams = asyncio.Semaphore(MAX_STREAMS)
         swarm.serve_stream(METHOD, self._serve, max_request_bytes=MAX_REQUEST_BYTES)
+        swarm.serve_stream(bundle.METHOD, self._serve_bundle, max_request_bytes=bundle.MAX_REQUEST_BYTES)
 
     async def fetch(self, blob: bytes, size: int, sources: Sequence[PeerId], *, deadline_seconds: float) -> None:
         """Brings the blob with this blake3 hash and `size` in bytes into the store; at once if it is there.
@@ -94,9 +102,48 @@ class Exchange:
                 del self._fetching[blob, size]
                 await download.end()
 
+    async def fetch_small(self, wanted: Mapping[bytes, int], source: PeerId) -> None:
+        """Asks one source for many small blobs (sizes in bytes by hash) at once. What it has is in the store
+        afterwards; what does not come is left to `fetch`.
+
+        Raises CommonweightsError when the disk is full.
+        """
+        fresh = {blob: size for blob, size in wanted.items() if blob not in self._bundles and not self.store.has(blob)}
+        trusted = source != self._swarm.peer_id and self.donors.trusted([source])
+        for part in bundle.bundles(fresh) if trusted else ():
+            task = asyncio.create_task(self._fetch_bundle(part, source))
+            self._bundles.update(dict.fromkeys(part, task))
+            task.add_done_callback(self._bundle_done)
+        under_way = {self._bundles[blob] for blob in wanted if blob in self._bundles}
+        if under_way:
+            await asyncio.wait(under_way)
+            for task in under_way:
+                task.result()
+
+    def _bundle_done(self, done: asyncio.Task[None]) -> None:
+        self._bundles = {blob: task for blob, task in self._bundles.items() if task is not done}
+
+    async def _fetch_bundle(self, wanted: Mapping[bytes, int], source: PeerId) -> None:
+        try:
+            async with self._streams:
+                pieces = self._swarm.stream(
+                    source,
+                    bundle.METHOD,
+                    bundle.request(wanted),
+                    timeout_seconds=bundle.STALLED_SECONDS,
+                    max_bytes=sum(wanted.values()) + len(wanted),
+                )
+                came, waited = await bundle.receive(pieces, wanted, self.store, lambda n: self._arrived(source, n))
+            self.donors.gave(source, came, waited)
+        except bundle.WrongBytesError:
+            self.donors.lied(source)
+        except (Refused, UnreachableError) as error:
+            logger.debug("%d small blobs not at once from %s: %s", len(wanted), source.short, error)
+
     async def close(self) -> None:
         """Ends the fetches under way; their callers get UnreachableError."""
         await asyncio.gather(*(download.end() for download in list(self._fetching.values())))
+        await cancel(*set(self._bundles.values()))
         await self._pacer.close()
 
     async def _arrived(self, source: PeerId, size: int) -> None:
@@ -108,38 +155,70 @@ class Exchange:
         wanted = BlobRequest.FromString(request)
         if len(wanted.hash) != HASH_BYTES:
             raise Refused(f"a blob hash has {HASH_BYTES} bytes")
-        reason = self._admission(requester, wanted.hash)
-        if reason:
-            raise Refused(reason)
+        self._check_admission(requester, [wanted.hash])
         if not self.store.has(wanted.hash):
             raise Refused("no such blob here")
+        with self._place(requester) as stream, self.store.open(wanted.hash) as file:
+            file.seek(min(wanted.offset, self.store.size(wanted.hash)))
+            stream.left = wanted.length or self.store.size(wanted.hash)
+            while stream.left > 0 and (piece := await asyncio.to_thread(file.read, min(stream.left, PIECE_BYTES))):
+                passage = self.uplink.passage(wanted.hash, requester)
+                held_seconds = await self._may_leave(piece, requester, stream)
+                if not self._pacer.is_probing:
+                    passage.held(held_seconds, self.upload.bytes_per_second or math.inf)
+                with passage.leaving(len(piece)), self._leaving(requester, len(piece)):
+                    yield piece
+
+    async def _serve_bundle(self, requester: PeerId, request: bytes) -> AsyncGenerator[bytes, None]:
+        wanted = bundle.parse(request)
+        self._check_admission(requester, wanted)
+        with self._place(requester) as stream:
+            pieces = bundle.answer(self.store, wanted)
+            stream.left = sum(wanted.values())
+            while piece := await asyncio.to_thread(next, pieces, b""):
+                await self._may_leave(piece, requester, stream)
+                with self._leaving(requester, len(piece)):
+                    yield piece
+
+    def _check_admission(self, requester: PeerId, blobs: Iterable[bytes]) -> None:
+        reason = next(filter(None, (self._admission(requester, blob) for blob in blobs)), None)
+        if reason:
+            raise Refused(reason)
+
+    @contextlib.contextmanager
+    def _place(self, requester: PeerId) -> Iterator[_Served]:
+        """For one stream to a requester, as long as there is one. Raises Refused."""
         if self._serving[requester] >= MAX_SERVED_PER_PEER or self._is_busy(requester):
             raise Refused("busy: serving too many blobs; try again later")
         self._serving[requester] += 1
         stream = _Served()
         try:
-            with self.store.open(wanted.hash) as file:
-                file.seek(min(wanted.offset, self.store.size(wanted.hash)))
-                stream.left = wanted.length or self.store.size(wanted.hash)
-                while stream.left > 0 and (piece := await asyncio.to_thread(file.read, min(stream.left, PIECE_BYTES))):
-                    self._served.add(stream)
-                    stream.moved = time.monotonic()
-                    self._pacer.sent(requester, 0)
-                    passage = self.uplink.passage(wanted.hash, requester)
-                    held_seconds = await self.upload.take(len(piece))
-                    if not self._pacer.is_probing:
-                        passage.held(held_seconds, self.upload.bytes_per_second or math.inf)
-                    stream.moved = time.monotonic()
-                    stream.left -= len(piece)
-                    self.bytes_sent += len(piece)
-                    with passage.leaving(len(piece)):
-                        yield piece
-                    self._pacer.sent(requester, len(piece))  # it has left: the swarm's writer waited for that
+            yield stream
         finally:
             self._served.discard(stream)
             self._serving[requester] -= 1
             if not self._serving[requester]:
                 del self._serving[requester]
+
+    async def _may_leave(self, piece: bytes, requester: PeerId, stream: _Served) -> float:
+        """Waits until the piece may leave; for how many seconds."""
+        self._served.add(stream)
+        stream.moved = time.monotonic()
+        self._pacer.sent(requester, 0)
+        held_seconds = await self.upload.take(len(piece))
+        stream.moved = time.monotonic()
+        stream.left -= len(piece)
+        self.bytes_sent += len(piece)
+        return held_seconds
+
+    @contextlib.contextmanager
+    def _leaving(self, requester: PeerId, size: int) -> Iterator[None]:
+        """Around what gives a piece to the swarm, whose writer waits until it has left. A taker that has all it wants
+        may hang up before it asks for more: the last piece counts too, and of light contributions there is no other."""
+        try:
+            yield
+        finally:
+            self._pacer.sent(requester, size)
 
     def _is_busy(self, requester: PeerId) -> bool:
         """Whether one more stream would only make all of them slow. Who has none yet finds a place more easily."""

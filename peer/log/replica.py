@@ -18,9 +18,10 @@ import torch
 from google.protobuf.message import DecodeError
 
 from peer.background import cancel
-from peer.codecs import open_payload
+from peer.codecs import SEGMENT_PARAMETERS, open_payload
 from peer.errors import Refused, UnreachableError, VerificationError
 from peer.exchange.blobs import BlobStore
+from peer.exchange.bundle import SMALL_BYTES
 from peer.exchange.exchange import Exchange
 from peer.identity import PeerId
 from peer.log import aggregate, catchup
@@ -130,11 +131,8 @@ class Replica:
             VerificationError: one is damaged here, and there is nobody to ask for it.
         """
         await asyncio.to_thread(self._drop_damaged, entry)
-        await asyncio.gather(
-            *(
-                self.fetch_blob(item.payload_hash, item.payload_bytes, PeerId(signer))
-                for signer, item in entry.contributions
-            )
+        await self.fetch_blobs(
+            [(item.payload_hash, item.payload_bytes, PeerId(signer)) for signer, item in entry.contributions]
         )
 
     def lacks_payloads(self) -> bool:
@@ -143,21 +141,51 @@ class Replica:
         wanted = [item.payload_hash for entry in following for _, item in entry.contributions]
         return self.state.round < 0 or not all(self.blobs.has(hash_) for hash_ in wanted)
 
-    async def fetch_blob(self, hash_: bytes, size: int, *likely: PeerId) -> None:
-        """Have one blob in the store. The usual sources share the load; `likely` holders, its maker above all, whose
-        uplink has carried it once already, are asked after them.
+    async def fetch_blobs(self, wanted: Sequence[tuple[bytes, int, PeerId]]) -> None:
+        """Have these blobs in the store: (hash, size in bytes, maker). Small ones come together, as many as the first
+        to be asked for them has.
 
-        What a peer made is asked of the coordinator first, which has it before anybody else, and no training beside:
-        homes then send what they make and hardly more. When its uplink is full it is busy, and others serve.
+        Raises:
+            UnreachableError: nobody could give one.
+        """
+        missing = [each for each in wanted if not self.blobs.has(each[0])]
+        small = [each for each in missing if each[1] <= SMALL_BYTES]
+        bundles: dict[PeerId, dict[bytes, int]] = {}
+        for (hash_, size, _), source in zip(small, self._first_sources(small), strict=True):
+            bundles.setdefault(source, {})[hash_] = size
+        await asyncio.gather(
+            *(self.exchange.fetch_small(bundle, source) for source, bundle in bundles.items()),
+            *(self.fetch_blob(*each) for each in missing if each[1] > SMALL_BYTES),
+        )
+        await asyncio.gather(*(self.fetch_blob(*each) for each in small if not self.blobs.has(each[0])))
+
+    async def fetch_blob(self, hash_: bytes, size: int, *likely: PeerId) -> None:
+        """Have one blob in the store.
 
         Raises:
             UnreachableError: nobody could give it.
         """
         if not self.blobs.has(hash_):
-            usual = [peer for peer in self._sources() if peer not in likely]
-            relay = [peer for peer in usual if likely and peer == self.log.origin.coordinator]
-            sources = list(dict.fromkeys([*relay, *self.exchange.donors.order(hash_, usual), *likely]))
+            sources = self._sources_of(hash_, *likely)
             await self.exchange.fetch(hash_, size, sources, deadline_seconds=PAYLOAD_SECONDS)
+
+    def _sources_of(self, hash_: bytes, *likely: PeerId) -> list[PeerId]:
+        """Whom to ask, in order. The usual sources share the load; `likely` holders, its maker above all, whose uplink
+        has carried it once already, are asked after them.
+
+        What a peer made is asked of the coordinator first, which has it before anybody else, and no training beside:
+        homes then send what they make and hardly more. When its uplink is full it is busy, and others serve.
+        """
+        usual = [peer for peer in self._sources() if peer not in likely]
+        relay = [peer for peer in usual if likely and peer == self.log.origin.coordinator]
+        return list(dict.fromkeys([*relay, *self.exchange.donors.order(hash_, usual), *likely]))
+
+    def _first_sources(self, blobs: Sequence[tuple[bytes, int, PeerId]]) -> list[PeerId]:
+        """Whom to ask first for each of these blobs."""
+        relay = self.log.origin.coordinator
+        if blobs and relay in self._sources():
+            return [relay] * len(blobs)
+        return [self._sources_of(hash_, maker)[0] for hash_, _, maker in blobs]
 
     async def apply_next(self) -> Entry:
         """Apply the record after the state, whose payloads are here: check where it starts, step.
@@ -372,9 +400,10 @@ def apply_entry(state: State, entry: Entry, log: Log, blobs: BlobStore) -> bytes
     if entry.record.final:  # nothing to merge; momentum must not move the weights once more
         state.round = entry.round
         return entry.record.base_digest
-    outer = log.spec.outer
+    outer, parameters = log.spec.outer, state.theta.numel()
+    several = parameters > SEGMENT_PARAMETERS  # else all of it is decoded, and so checked, before theta moves
     contributions = [
-        (open_payload(blobs.view(item.payload_hash), state.theta.numel()), item.tokens, norm)
+        (open_payload(blobs.view(item.payload_hash), parameters, bodies=several), item.tokens, norm)
         for (_, item), norm in zip(entry.contributions, entry.norms, strict=True)
     ]
     with torch.no_grad():

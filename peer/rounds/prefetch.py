@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from peer.background import Background
 from peer.errors import CommonweightsError
@@ -23,19 +24,25 @@ class Prefetch:
         self._replica = replica
         self._background = background
         self._most_bytes = max_payload_bytes(replica.log.origin.genesis.parameters)
-        self._under_way: set[bytes] = set()
+        self._known: set[bytes] = set()  # of the payloads announced last: here, or under way
+        self._under_way = 0
 
     def look(self, view: swarm_pb2.WatchReply) -> None:
-        for item in view.announced:
-            wanted = item.payload_hash not in self._under_way and not self._replica.blobs.has(item.payload_hash)
-            if wanted and item.payload_bytes <= self._most_bytes and len(self._under_way) < MAX_AT_ONCE:
-                self._under_way.add(item.payload_hash)
-                self._background.start(self._fetch(item.payload_hash, item.payload_bytes, PeerId(item.peer)))
+        self._known &= {item.payload_hash for item in view.announced}
+        fresh = [item for item in view.announced if item.payload_hash not in self._known]
+        wanted = [item for item in fresh if item.payload_bytes <= self._most_bytes][: MAX_AT_ONCE - self._under_way]
+        if wanted:
+            self._known.update(item.payload_hash for item in wanted)
+            self._under_way += len(wanted)
+            self._background.start(self._fetch(wanted))
 
-    async def _fetch(self, payload_hash: bytes, size: int, maker: PeerId) -> None:
+    async def _fetch(self, wanted: Sequence[swarm_pb2.Announcement]) -> None:
         try:
-            await self._replica.fetch_blob(payload_hash, size, maker)
+            await self._replica.fetch_blobs(
+                [(item.payload_hash, item.payload_bytes, PeerId(item.peer)) for item in wanted]
+            )
         except CommonweightsError as error:
+            self._known.difference_update(item.payload_hash for item in wanted)
             logger.debug("not prefetched: %s", error)  # it is fetched again, loudly, when its record is there
         finally:
-            self._under_way.discard(payload_hash)
+            self._under_way -= len(wanted)
