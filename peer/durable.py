@@ -17,7 +17,7 @@ def write_durably(path: Path, data: bytes) -> None:
     sync(path.parent)
 
 
-def sync(path: Path) -> None:
+def sync(path: Path | str) -> None:
     """What is in the file, or for a folder the renames and removals in it, is on the disk when this returns."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

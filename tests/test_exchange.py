@@ -60,6 +60,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peer.exchange.download, "STALLED_SECONDS", 0.1)
     monkeypatch.setattr(peer.exchange.download, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(peer.exchange.download, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(bundle, "BUSY_SECONDS", (0.01, 0.01))
 
 
 def put_everywhere(content: bytes, donors: Iterable[Exchange]) -> bytes:
@@ -587,6 +588,16 @@ async def test_a_bundle_that_breaks_off_leaves_the_rest_to_others(new_peer: NewP
     rest = {blob: size for blob, size in wanted.items() if not taker.store.has(blob)}
     assert rest
     await asyncio.gather(*(taker.fetch(blob, size, [id_of(other)], deadline_seconds=10) for blob, size in rest.items()))
+    assert all(taker.store.check(blob) for blob in wanted)
+
+
+async def test_a_busy_source_is_asked_for_a_bundle_again(new_peer: NewPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has what is wanted and is free in a moment: nobody else need be asked."""
+    donor, taker = new_peer(), new_peer()
+    wanted = {donor.store.put(content): len(content) for content in small_blobs(3)}
+    answers = iter((True, False))
+    monkeypatch.setattr(donor, "_is_busy", lambda requester: next(answers))
+    await taker.fetch_small(wanted, id_of(donor))
     assert all(taker.store.check(blob) for blob in wanted)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,6 +51,16 @@ class _Shape(NamedTuple):
         return np.repeat(per_block, self.kept)
 
 
+@lru_cache(16)  # of the same few lengths for every payload; nobody writes to it
+def _shape(density: int, count: int) -> _Shape:
+    whole, rest = divmod(count, BLOCK)
+    kept = np.full(whole + (rest > 0), BLOCK // density, dtype=np.int64)
+    if rest:
+        kept[-1] = -(-rest // density)
+    first = np.cumsum(kept) - kept
+    return _Shape(kept, first, int(kept.sum()))
+
+
 class TopK:
     """One value in `density` is kept: ceil(length / density) per block."""
 
@@ -86,7 +97,7 @@ class TopK:
         self._read(body, count)
 
     def terms(self, body: memoryview, count: int, scale: np.float32, factor: np.float32) -> Iterator[Term]:
-        shape = self._shape(count)
+        shape = _shape(self.density, count)
         lows, highs, signs, choices, places = self._read(body, count)
         low, high = ((levels * scale * factor).view(np.uint32) for levels in (lows, highs))
         # low ^ (low ^ high) where the bit is set, and the sign: integer work, no rounding; a third of np.where's time.
@@ -96,22 +107,14 @@ class TopK:
         yield places, bits.view(np.float32)
 
     def largest_bytes(self, count: int) -> int:
-        shape = self._shape(count)
+        shape = _shape(self.density, count)
         # The encoder takes the cheapest Rice parameter, but any is valid: bound the low bits and the unary plane apart.
         index_bits = max(rice * shape.total + shape.total + (count >> rice) for rice in range(_LARGEST_RICE + 1))
         return _HEAD.size + 4 * shape.kept.size + 2 * plane_bytes(shape.total) + plane_bytes(index_bits) + 1
 
-    def _shape(self, count: int) -> _Shape:
-        whole, rest = divmod(count, BLOCK)
-        kept = np.full(whole + (rest > 0), BLOCK // self.density, dtype=np.int64)
-        if rest:
-            kept[-1] = -(-rest // self.density)
-        first = np.cumsum(kept) - kept
-        return _Shape(kept, first, int(kept.sum()))
-
     def _pack_places(self, places: Places, count: int) -> tuple[int, int, bytes]:
         """Sorted places -> Rice parameter, bits in the unary plane, low plane + unary plane."""
-        shape = self._shape(count)
+        shape = _shape(self.density, count)
         before = np.empty_like(places)
         before[1:] = places[:-1]
         before[shape.first] = np.arange(shape.kept.size) * BLOCK - 1
@@ -124,7 +127,7 @@ class TopK:
         return rice, unary.size, pack_bits(low) + pack_bits(unary)
 
     def _read(self, body: memoryview, count: int) -> tuple[Floats, Floats, Bytes, Bytes, Places]:
-        shape = self._shape(count)
+        shape = _shape(self.density, count)
         cursor = Cursor(body)
         rice, unary_bits = _HEAD.unpack(cursor.take(_HEAD.size, "segment head"))
         if rice > _LARGEST_RICE:

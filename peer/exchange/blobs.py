@@ -22,6 +22,7 @@ from typing import BinaryIO
 
 from blake3 import blake3
 
+from peer.durable import sync
 from peer.errors import CommonweightsError, DataError
 
 HASH_BYTES = 32
@@ -106,7 +107,7 @@ class BlobStore:
     def open(self, blob: bytes) -> BinaryIO:
         """For reading; goes on working if the blob is deleted meanwhile. Raises DataError if it is not here."""
         try:
-            return self.path(blob).open("rb")
+            return open(self._name(blob), "rb")
         except FileNotFoundError:
             raise _missing(blob) from None
         except OSError as error:
@@ -179,26 +180,26 @@ class BlobStore:
 
     @contextlib.contextmanager
     def _new_file(self) -> Iterator[BinaryIO]:
-        path = self._partial / f"{secrets.token_hex(8)}.new"
+        path = f"{self._partial}{os.sep}{secrets.token_hex(8)}.new"
         try:
-            with path.open("xb") as file:
+            with open(path, "xb") as file:
                 yield file
         finally:
-            path.unlink(missing_ok=True)
+            if os.path.exists(path):  # it did not become a blob
+                os.unlink(path)
 
     def _publish(self, file: BinaryIO, blob: bytes) -> None:
         file.flush()
         size = os.fstat(file.fileno()).st_size
         os.fsync(file.fileno())
-        path = self.path(blob)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        is_new = not path.exists()
-        os.replace(file.name, path)
-        folder = os.open(path.parent, os.O_RDONLY)
+        path = self._name(blob)
+        is_new = not os.path.exists(path)
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            os.replace(file.name, path)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.replace(file.name, path)
+        sync(os.path.dirname(path))
         if is_new:
             self._total_bytes += size
 

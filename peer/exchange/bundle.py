@@ -25,6 +25,7 @@ MAX_BYTES = 4 * 1024 * 1024  # together
 MAX_REQUEST_BYTES = MAX_BLOBS * (HASH_BYTES + 2 + 4) + 16
 STALLED_SECONDS = 5.0  # without a piece: then others are asked
 SLOW_SECONDS = 20.0  # for all pieces together
+BUSY_SECONDS = (0.5, 1.0)  # before the first and second time that a busy source is asked again
 
 _MISSING, _FOLLOWS = 0, 1
 

@@ -21,7 +21,7 @@ from peer.errors import Refused, UnreachableError
 from peer.exchange import bundle
 from peer.exchange.blobs import HASH_BYTES, BlobStore
 from peer.exchange.donors import Donors
-from peer.exchange.download import METHOD, Download
+from peer.exchange.download import BUSY, METHOD, Download
 from peer.exchange.pace import Pacer
 from peer.exchange.ratelimit import RateLimiter
 from peer.exchange.uplink import Uplink
@@ -125,20 +125,32 @@ class Exchange:
 
     async def _fetch_bundle(self, wanted: Mapping[bytes, int], source: PeerId) -> None:
         try:
-            async with self._streams:
-                pieces = self._swarm.stream(
-                    source,
-                    bundle.METHOD,
-                    bundle.request(wanted),
-                    timeout_seconds=bundle.STALLED_SECONDS,
-                    max_bytes=sum(wanted.values()) + len(wanted),
-                )
-                came, waited = await bundle.receive(pieces, wanted, self.store, lambda n: self._arrived(source, n))
-            self.donors.gave(source, came, waited)
+            for pause_seconds in bundle.BUSY_SECONDS:  # it has them, and serves what it has begun within seconds
+                try:
+                    return await self._receive_bundle(wanted, source)
+                except Refused as error:
+                    if not str(error).startswith(BUSY):
+                        raise
+                    await asyncio.sleep(pause_seconds)
+            await self._receive_bundle(wanted, source)
         except bundle.WrongBytesError:
             self.donors.lied(source)
         except (Refused, UnreachableError) as error:
+            if isinstance(error, UnreachableError):
+                self.donors.failed(source)
             logger.debug("%d small blobs not at once from %s: %s", len(wanted), source.short, error)
+
+    async def _receive_bundle(self, wanted: Mapping[bytes, int], source: PeerId) -> None:
+        async with self._streams:
+            pieces = self._swarm.stream(
+                source,
+                bundle.METHOD,
+                bundle.request(wanted),
+                timeout_seconds=bundle.STALLED_SECONDS,
+                max_bytes=sum(wanted.values()) + len(wanted),
+            )
+            came, waited = await bundle.receive(pieces, wanted, self.store, lambda n: self._arrived(source, n))
+        self.donors.gave(source, came, waited)
 
     async def close(self) -> None:
         """Ends the fetches under way; their callers get UnreachableError."""

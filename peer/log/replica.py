@@ -80,8 +80,9 @@ class Replica:
 
     # --- forward ----------------------------------------------------------------------------------------------------
 
-    async def fetch_records(self, swarm: Swarm, peer: PeerId) -> list[Entry]:
-        """Append what `peer` has beyond this log's head.
+    async def fetch_records(self, swarm: Swarm, peer: PeerId, last_round: int | None = None) -> list[Entry]:
+        """Append what `peer` has beyond this log's head, as far as `last_round`: where it is known to end, one question
+        is enough.
 
         Raises:
             Forked: its log and this one part before this head.
@@ -89,7 +90,7 @@ class Replica:
             UnreachableError, Refused: it did not answer, or would not.
         """
         added: list[Entry] = []
-        while not self.log.finished:
+        while not self.log.finished and (last_round is None or self.log.head.round < last_round):
             records = await records_of(swarm, peer, self.log, self.log.head.round + 1)
             if records and not follows(records[0], self.log.head):
                 raise Forked(f"round {self.log.head.round + 1}: {peer.short} holds another chain")

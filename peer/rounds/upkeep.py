@@ -127,7 +127,7 @@ class Upkeep:
             return False
         if head_round > log.head.round and not self.leader.leading:
             with contextlib.suppress(Forked):
-                return bool(await self.replica.fetch_records(self.link.swarm, peer))
+                return bool(await self.replica.fetch_records(self.link.swarm, peer, head_round))
         branch = await self.replica.fetch_branch(self.link.swarm, peer)
         self._look_for_lies(branch)
         ours = log.branch(self.replica.state.round) if self._stuck else log  # what nobody can apply counts for nothing
