@@ -56,10 +56,11 @@ class Setting:
     sharing: Sharing = "steps"
     codec: str = ""
     overlap: bool = True
+    resets_momentum: bool = True  # of AdamW, after every outer step; ours only
 
     @property
     def file_name(self) -> str:
-        ours = [self.codec, "overlap" if self.overlap else "waits"]
+        ours = [self.codec, "overlap" if self.overlap else "waits", "reset" if self.resets_momentum else "keeps"]
         numbers = [self.learning_rate, self.round_seconds, *self.outer]
         parts = [self.method, *(ours if self.codec else [self.sharing]), *(f"{each:g}" for each in numbers)]
         return "_".join(parts).replace("/", "").replace(" ", "-")
@@ -85,14 +86,13 @@ class Setting:
 OURS, DILOCO, OPTIMIZER, DDP = "ours", "DiLoCo on hivemind", "hivemind.Optimizer", "DDP gloo fp16"
 
 SETTINGS = (
-    Setting(OURS, 2e-3, 8.0, (1.4, 0.3), codec="sparse/16", overlap=False),
-    Setting(OURS, 2e-3, 8.0, (0.9, 0.5), codec="lowbit2", overlap=False),
-    Setting(OURS, 2e-3, 15.0, (0.9, 0.5), codec="lowbit2"),
-    Setting(DILOCO, 2e-3, 15.0, (0.9, 0.5)),
-    Setting(DILOCO, 2e-3, 15.0, (0.9, 0.5), sharing="batches"),
-    Setting(DILOCO, 2e-3, 15.0, (0.9, 0.5), sharing="equal"),
-    Setting(OPTIMIZER, 4e-3, 7.5),
-    Setting(DDP, 4e-3, 7.5),
+    Setting(OURS, 5e-4, 15.0, (1.2, 0.4), codec="sparse/8", resets_momentum=False),
+    Setting(OURS, 5e-4, 15.0, (0.9, 0.5), codec="lowbit2", resets_momentum=False),
+    Setting(DILOCO, 5e-4, 15.0, (0.9, 0.5)),
+    Setting(DILOCO, 5e-4, 15.0, (0.9, 0.5), sharing="batches"),
+    Setting(DILOCO, 5e-4, 15.0, (0.9, 0.5), sharing="equal"),
+    Setting(OPTIMIZER, 2e-3, 7.5),
+    Setting(DDP, 2e-3, 7.5),
 )
 
 
@@ -120,7 +120,14 @@ def starter(setting: Setting, workload: Workload, alternatives: Path | None) -> 
         }
 
     if setting.method == OURS:
-        text = config(setting.learning_rate, setting.round_seconds, setting.codec, setting.outer, setting.overlap)
+        text = config(
+            setting.learning_rate,
+            setting.round_seconds,
+            setting.codec,
+            setting.outer,
+            setting.overlap,
+            setting.resets_momentum,
+        )
         return methods.swarm(lambda case: text, told)
     if alternatives is None:
         return None
@@ -190,6 +197,7 @@ def main() -> None:
     parser.add_argument("--alternatives", type=Path, help="python of the environment that the other methods run in")
     parser.add_argument("--seconds", type=float, default=240.0, help="of training, per run")
     parser.add_argument("--only", action="append", help="a part of a run's file name; may be given several times")
+    parser.add_argument("--runs-only", action="store_true", help="leave the losses to a later call")
     parser.add_argument("--write", type=Path, help="the folder of performance.md and training.svg")
     arguments = parser.parse_args()
     if reason := netns.missing():
@@ -210,6 +218,8 @@ def main() -> None:
             continue
         (folder / "run.json").write_text(json.dumps(result))
         print(f"\n{folder.name}: {result}", flush=True)
+    if arguments.runs_only:
+        return
     torch.set_num_threads(2)
     folders = sorted(path.parent for path in arguments.dir.glob(f"{arguments.seconds:g}s_*/run.json"))
     for folder in folders:

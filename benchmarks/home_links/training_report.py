@@ -27,6 +27,8 @@ HEADING = (
 )
 SHARING = {"steps": "steps by speed", "batches": "batches by speed", "equal": "equal steps, all wait for the slowest"}
 
+SHARED = ("DiLoCo on hivemind",)  # the methods whose peers can share the work in several ways
+
 Curve = Sequence[tuple[float, float]]  # (seconds, held-out loss), by time
 
 
@@ -87,6 +89,8 @@ def label(result: dict[str, Any]) -> str:
     setting = result["setting"]
     if setting["method"] == OURS:
         return f"ours, `{setting['codec']}`" + ("" if setting["overlap"] else ", without overlap")
+    if setting["method"] not in SHARED:
+        return str(setting["method"])
     return f"{setting['method']}, {SHARING[setting['sharing']]}"
 
 

@@ -36,6 +36,7 @@ def config(
     codec: str = "lowbit2",
     outer: tuple[float, float] = (1.0, 0.0),
     overlap: bool = True,
+    resets_momentum: bool = True,
 ) -> str:
     """The run spec. A round is called to its close after `round_seconds` of everybody's compute."""
     return f"""
@@ -64,6 +65,7 @@ batch_sequences = {ROWS}
 learning_rate = {learning_rate}
 schedule = "constant"
 warmup_tokens = {WARMUP_ROWS * LENGTH}
+reset_momentum = {str(resets_momentum).lower()}
 precision = "bf16"
 [round]
 target_tokens = {round(round_seconds * ROWS_PER_SECOND) * LENGTH}
