@@ -55,17 +55,35 @@ def norm_of(payload: Payload) -> float:
 
 
 def scales(contributions: Sequence[tuple[Payload, int, float]]) -> list[float]:
-    """What each contribution is multiplied with: its share of the tokens, times min(1, median norm / its norm).
+    """What each contribution is multiplied with: its share of the tokens, times min(1, allowed norm / its norm).
 
-    Clipping to the median norm bounds what one peer can do to the weights. Norms of zero do not count for the median:
-    they move nothing, and must not stop those that do.
+    Allowed is the median norm, which bounds what one peer can do to the weights; to those with more than the median's
+    tokens as much more as their way is longer (`reach`). Otherwise the peers that train most would lose most of what
+    they learnt, for being fast. Norms of zero do not count for the medians: they move nothing, and must not stop those
+    that do.
     """
     total = sum(tokens for _, tokens, _ in contributions)
-    norms = [norm for _, _, norm in contributions if norm > 0]
-    if total == 0 or not norms:
+    moving = [(tokens, norm) for _, tokens, norm in contributions if norm > 0]
+    if total == 0 or not moving:
         return [0.0] * len(contributions)
-    median = statistics.median(norms)
-    return [tokens / total * (min(1.0, median / norm) if norm > 0 else 1.0) for _, tokens, norm in contributions]
+    usual_reach = reach(statistics.median(tokens for tokens, _ in moving))
+    median = statistics.median(norm for _, norm in moving)
+
+    def kept(tokens: int, norm: float) -> float:
+        more = reach(tokens) / usual_reach if usual_reach > 0 else 1.0
+        return min(1.0, median * max(1.0, more) / norm) if norm > 0 else 1.0
+
+    return [tokens / total * kept(tokens, norm) for _, tokens, norm in contributions]
+
+
+def reach(tokens: float) -> float:
+    """How far the weights come with so many tokens, up to a factor: tokens^(3/4).
+
+    Between a straight line (1) and a random walk (1/2): measured among peers of speeds 4:2:1:1 it was 0.71 to 0.75. Of
+    square roots, which IEEE rounds exactly: other powers differ in the last bit from machine to machine.
+    """
+    root = math.sqrt(tokens)
+    return root * math.sqrt(root)
 
 
 def apply(
