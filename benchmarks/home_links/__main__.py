@@ -61,7 +61,7 @@ def show(text: str) -> None:
 
 
 def run(case: Case, start: Start, directory: Path) -> None:
-    """Measure one cell and add it to the results. One that fails is told, and leaves its logs."""
+    """Measure one cell and add it to the results. One that fails leaves its folder; peers keep gigabytes."""
     folder = directory / f"{time.time():.0f}"
     try:
         result = (churned if case.churn else measured)(case, start, folder, show)
@@ -72,6 +72,7 @@ def run(case: Case, start: Start, directory: Path) -> None:
         file.write(result.to_json() + "\n")
     if not (directory / "data").exists() and (folder / "coordinator/data").exists():
         shutil.copytree(folder / "coordinator/data", directory / "data")
+    shutil.rmtree(folder)
     print(f"\n{case.name}: {result}")
 
 
@@ -85,7 +86,9 @@ def done(case: Case, directory: Path) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dir", type=Path, required=True, help="logs and results; results.jsonl is added to")
+    parser.add_argument(
+        "--dir", type=Path, required=True, help="results.jsonl, which is added to, and the logs of cells that failed"
+    )
     parser.add_argument("--alternatives", type=Path, help="python of the environment that the other methods run in")
     parser.add_argument("--table", type=int, help="every case of docs/performance.md, until it was run so often")
     parser.add_argument("--only", action="append", help="a method; may be given several times")
