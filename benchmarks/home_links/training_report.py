@@ -18,11 +18,11 @@ HEADING = (
     "learning rate",
     "updates",
     "M tokens",
-    "of all devices' time",
+    "share of the devices' time",
     "held-out loss at the end",
     "seconds to {loss:.3f}",
     "ratio",
-    "MB sent per peer",
+    "MB sent per peer, in all",
     "steps late",
 )
 SHARING = {"steps": "steps by speed", "batches": "batches by speed", "equal": "equal steps, all wait for the slowest"}
@@ -55,7 +55,8 @@ def report(results: list[dict[str, Any]], parameters: int, docs: Path | None) ->
         tuple(each.format(loss=loss) for each in HEADING), [line(each, end, loss) for each in by_loss(results)]
     )
     seconds = max(each["seconds"] for each in results)
-    text = f"{parameters / 1e6:.2f}M parameters, {seconds:.0f} s of training each, one run per line.\n\n{text}"
+    intro = f"{parameters / 1e6:.2f}M parameters, {seconds:.0f} s of training per run, one run per line."
+    text = f"{intro} *Ratio*: of the {end:.0f} s that the best alternative took to its last loss, {loss:.3f}.\n\n{text}"
     print(text)
     if docs is not None:
         write_between_markers(docs / "performance.md", text, "training")
@@ -102,7 +103,7 @@ def plot(results: list[dict[str, Any]], loss: float, path: Path) -> None:
     for result in by_loss(results):
         setting = result["setting"]
         own = setting["method"] == OURS
-        name = f"{label(result)}, every {setting['round_seconds']:g} s"
+        name = f"{label(result)}, every {setting['round_seconds']:g} s".replace("`", "")
         axes.plot(*zip(*result["curve"], strict=True), "-" if own else "--", linewidth=2.5 if own else 1.2, label=name)
     axes.axhline(loss, color="black", linewidth=0.8, linestyle=":")
     axes.set(xlabel="seconds since the first step", ylabel="held-out loss, nats per byte", yscale="log")
