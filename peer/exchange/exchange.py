@@ -108,17 +108,19 @@ class Exchange:
 
         Raises CommonweightsError when the disk is full.
         """
-        fresh = {blob: size for blob, size in wanted.items() if blob not in self._bundles and not self.store.has(blob)}
+        under_way = self._bundles.keys() | {blob for blob, _ in self._fetching}
+        fresh = {blob: size for blob, size in wanted.items() if blob not in under_way and not self.store.has(blob)}
         trusted = source != self._swarm.peer_id and self.donors.trusted([source])
         for part in bundle.bundles(fresh) if trusted else ():
             task = asyncio.create_task(self._fetch_bundle(part, source))
             self._bundles.update(dict.fromkeys(part, task))
             task.add_done_callback(self._bundle_done)
-        under_way = {self._bundles[blob] for blob in wanted if blob in self._bundles}
-        if under_way:
-            await asyncio.wait(under_way)
-            for task in under_way:
-                task.result()
+        tasks = {self._bundles[blob] for blob in wanted if blob in self._bundles}
+        if tasks:
+            await asyncio.wait(tasks)
+            for task in tasks:
+                if not task.cancelled():  # at the end of everything
+                    task.result()
 
     def _bundle_done(self, done: asyncio.Task[None]) -> None:
         self._bundles = {blob: task for blob, task in self._bundles.items() if task is not done}
