@@ -103,13 +103,13 @@ class Exchange:
                 await download.end()
 
     async def fetch_small(self, wanted: Mapping[bytes, int], source: PeerId) -> None:
-        """Asks one source for many small blobs (sizes in bytes by hash) at once. What it has is in the store
-        afterwards; what does not come is left to `fetch`.
+        """Asks one source for many small blobs (sizes in bytes by hash), which are not here, at once. What it has is in
+        the store afterwards; what does not come is left to `fetch`.
 
         Raises CommonweightsError when the disk is full.
         """
         under_way = self._bundles.keys() | {blob for blob, _ in self._fetching}
-        fresh = {blob: size for blob, size in wanted.items() if blob not in under_way and not self.store.has(blob)}
+        fresh = {blob: size for blob, size in wanted.items() if blob not in under_way}
         trusted = source != self._swarm.peer_id and self.donors.trusted([source])
         for part in bundle.bundles(fresh) if trusted else ():
             task = asyncio.create_task(self._fetch_bundle(part, source))

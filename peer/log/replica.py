@@ -149,7 +149,7 @@ class Replica:
         Raises:
             UnreachableError: nobody could give one.
         """
-        missing = [each for each in wanted if not self.blobs.has(each[0])]
+        missing = await asyncio.to_thread(self._missing, wanted)
         small = [each for each in missing if each[1] <= SMALL_BYTES]
         bundles: dict[PeerId, dict[bytes, int]] = {}
         for (hash_, size, _), source in zip(small, self._first_sources(small), strict=True):
@@ -158,7 +158,11 @@ class Replica:
             *(self.exchange.fetch_small(bundle, source) for source, bundle in bundles.items()),
             *(self.fetch_blob(*each) for each in missing if each[1] > SMALL_BYTES),
         )
-        await asyncio.gather(*(self.fetch_blob(*each) for each in small if not self.blobs.has(each[0])))
+        await asyncio.gather(*(self.fetch_blob(*each) for each in await asyncio.to_thread(self._missing, small)))
+
+    def _missing(self, wanted: Sequence[tuple[bytes, int, PeerId]]) -> list[tuple[bytes, int, PeerId]]:
+        """Those that are not here. In a thread: so many looks at the disk would keep the event loop waiting."""
+        return [each for each in wanted if not self.blobs.has(each[0])]
 
     async def fetch_blob(self, hash_: bytes, size: int, *likely: PeerId) -> None:
         """Have one blob in the store.
