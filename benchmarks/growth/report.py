@@ -45,7 +45,7 @@ def maths_table(rows: Sequence[Maths]) -> str:
         if len(of_codec) > 1:
             cpu = exponent([(row.parameters, row.cpu) for row in of_codec])
             text += f"\n`{codec}`: processor time grows as parameters^{cpu:.2f} from 10M on"
-            text += f", peak memory is {_memory_fit(of_codec)}.\n"
+            text += f"; a line through its rows gives a peak of {_memory_fit(of_codec)}.\n"
     return text
 
 
@@ -93,7 +93,7 @@ def _swarm_table(rows: Sequence[Swarmed]) -> str:
             )
         ]
         told = ", ".join(f"{what} as peers^{power:.2f}" for what, power in fits)
-        text += f"\nFrom {MANY} peers on, {told}.\n"
+        text += f"\nFrom {many[0].peers} peers on: {told}.\n"
     return text
 
 
