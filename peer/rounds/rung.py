@@ -39,9 +39,9 @@ class Rung:
         if (rate := self._exchange.uplink.take()) is not None:
             self._measured.append(rate)
         before, uploads, length = self.present, self.uploads_bytes_per_second, round_seconds(self._log)
-        if length is None:
+        patience = patience_seconds(length or 0.0, self._log.head.record.deadline_seconds)
+        if not patience:  # nothing to go by: no rounds yet, or such as took no time
             return ""
-        patience = patience_seconds(length, self._log.head.record.deadline_seconds)
         parameters = self._log.origin.genesis.parameters
         self.present = choose(self.ladder, parameters, uploads, patience, before)
         return told(before, self.present, parameters, uploads[-1], patience) if self.present != before else ""
