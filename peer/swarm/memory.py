@@ -143,6 +143,8 @@ class _Line:
         self._waiting: asyncio.Timeout | None = None  # for the next piece
 
     def hang_up(self) -> None:
+        if self._broken:  # told already; a timeout that is just ending does not take another time
+            return
         self._broken = True
         if self._waiting is not None:
             self._waiting.reschedule(asyncio.get_running_loop().time())
