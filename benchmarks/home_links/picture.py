@@ -43,7 +43,9 @@ def plot(cases: Sequence[Sequence[dict[str, Any]]], path: Path) -> None:
     right.set(xscale="log", xlabel="MB sent per peer and update")
     for axes in (left, right):
         axes.grid(axis="x", alpha=0.3)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
+    handles = dict(zip(*reversed(left.get_legend_handles_labels()), strict=True))
+    shown = [method for method in COLOURS if method in handles]
+    figure.legend([handles[each] for each in shown], shown, loc="outside upper center", ncols=4, fontsize=8)
     figure.savefig(path, metadata={"Date": None})
 
 

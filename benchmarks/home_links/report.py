@@ -69,20 +69,24 @@ def line(runs: list[dict[str, Any]]) -> tuple[str, ...]:
     rates = "/".join(f"{rate:g}" for rate in sorted(set(case["links"]), reverse=True))
     mean = statistics.median(statistics.mean(run["utilisation"]) for run in runs)
     least = statistics.median(min(run["utilisation"]) for run in runs)
-    exchange = middle("exchange_seconds")
     return (
         f"{case['million']}M, {len(case['links'])}, {rates}",
         f"{case['steps']} ({case['steps'] * case['step_seconds']:g} s)",
         case["method"],
         f"{len(runs)}",
         f"**{mean:.3f}** ({least:.3f})",
-        f"{middle('update_seconds'):.1f}",
-        "" if math.isnan(exchange) else f"{exchange:.1f}",
+        seconds(middle("update_seconds")),
+        seconds(middle("exchange_seconds")),
         f"{needed_seconds(case, middle('sent_megabytes')):.1f}",
         f"{middle('sent_megabytes'):.1f}",
         f"{middle('cores'):.2f}",
         f"{middle('memory_megabytes'):.0f}",
     )
+
+
+def seconds(value: float) -> str:
+    """Empty for what could not be told."""
+    return "" if math.isnan(value) else f"{value:.1f}"
 
 
 def needed_seconds(case: dict[str, Any], sent_megabytes: float) -> float:
