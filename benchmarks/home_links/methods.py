@@ -17,6 +17,14 @@ from tests.netns import Host
 ROOT = Path(__file__).resolve().parents[2]
 TICKET_SECONDS = 180.0
 SEQUENCE_TOKENS = 16
+TEXT = """[data.source]
+kind = "text"
+path = "{stdlib}"
+suffixes = [".py"]
+max_bytes = 8_000_000
+[data.tokenizer]
+kind = "bytes"
+"""
 LEAN = "[outer]\nmomentum = 0.0"  # one vector of the model's size less: eight large peers on one machine
 WIDTHS = {10: 320, 40: 640, 100: 1024}  # by millions of parameters, of a llama of eight layers
 
@@ -41,13 +49,7 @@ num_key_value_heads = {width // 64}
 tie_word_embeddings = true
 [data]
 sequence_length = {SEQUENCE_TOKENS}
-[data.source]
-kind = "text"
-path = "{{stdlib}}"
-suffixes = [".py"]
-max_bytes = 8_000_000
-[data.tokenizer]
-kind = "bytes"
+{TEXT}
 [train]
 batch_sequences = 8
 learning_rate = 1e-3

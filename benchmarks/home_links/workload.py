@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.home_links.methods import TEXT
 from configs import RunSpec
 from configs.load import load
 from coordinator.genesis import initial_state
@@ -53,13 +54,7 @@ tie_word_embeddings = true
 [data]
 sequence_length = {LENGTH}
 held_out_fraction = 0.02
-[data.source]
-kind = "text"
-path = "{{stdlib}}"
-suffixes = [".py"]
-max_bytes = 8_000_000
-[data.tokenizer]
-kind = "bytes"
+{TEXT}
 [train]
 batch_sequences = {ROWS}
 learning_rate = {learning_rate}

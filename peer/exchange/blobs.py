@@ -58,10 +58,10 @@ class BlobStore:
 
     def path(self, blob: bytes) -> Path:
         """Where the blob with this 32-byte hash is, or would be."""
-        assert len(blob) == HASH_BYTES, f"{len(blob)} bytes are no blob hash"
         return Path(self._name(blob))
 
     def _name(self, blob: bytes) -> str:
+        assert len(blob) == HASH_BYTES, f"{len(blob)} bytes are no blob hash"
         name = blob.hex()
         return f"{self._prefix}{name[:2]}/{name[2:4]}/{name}"
 
