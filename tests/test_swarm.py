@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 
@@ -332,6 +333,18 @@ async def test_many_calls_at_once(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> 
     async with asyncio.timeout(10):
         while not await served_again():
             await asyncio.sleep(0.02)
+
+
+async def test_a_question_leaves_in_one_write() -> None:
+    """Method and request go out together: written apart they would be two packets, a hundred bytes more."""
+    transport, reader = Mock(get_write_buffer_size=lambda: 0), asyncio.StreamReader()
+    writer = asyncio.StreamWriter(transport, Mock(_drain_helper=AsyncMock()), None, asyncio.get_running_loop())
+    asked = asyncio.create_task(wire.ask(reader, writer, "method", b"request", limit=10))
+    await until(lambda: transport.writelines.called)
+    reader.feed_eof()
+    with pytest.raises(UnreachableError):
+        await asked
+    assert transport.write.call_count + transport.writelines.call_count == 1
 
 
 async def test_peers_see_who_is_connected(lab: Lab) -> None:

@@ -28,9 +28,9 @@ T = TypeVar("T")
 METHOD = "echo"
 LOOK_SECONDS = 0.25
 ECHO_SECONDS = 1.0  # an answer that takes longer counts as this
-IDLE_LOOKS = 4  # without bulk traffic, until measuring ends: some answers that nothing delays are wanted too
+IDLE_LOOKS = 2  # without bulk traffic, until measuring ends: some answers that nothing delays are wanted too
 LAG_SECONDS = 0.02  # between two looks whether this process itself is late
-PARTNERS = 3
+PARTNERS = 2  # one may be frozen, or its own link full
 MAX_REMEMBERED = 256
 
 START_BYTES_PER_SECOND = 256_000.0  # 2 Mbit/s: doubles while the link bears it

@@ -11,7 +11,7 @@ from peer.messages import parse
 from peer.swarm import Swarm
 from protos import swarm_pb2
 
-ANNOUNCE_SECONDS = 20.0  # between two announcements
+ANNOUNCE_SECONDS = 30.0  # between two announcements
 LIFETIME_SECONDS = 90.0
 
 

@@ -40,7 +40,7 @@ from peer.swarm.wire import clean, hang_up
 PROTOCOL = "/commonweights/swarm/1"
 DHT_CALL_SECONDS = 3.0
 DHT_REPLICAS = 5
-DHT_BEAM = 12  # a search ends when this many nearest nodes have answered
+DHT_BEAM = 6  # a search ends when this many nearest nodes have answered: one more than hold an entry
 DHT_PARALLEL = 4
 DHT_MAX_ASKED = 64  # a liar may name nodes without end
 NODE_ID_BYTES = 20
