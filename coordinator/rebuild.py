@@ -20,6 +20,8 @@ from peer.errors import CommonweightsError, DataError, UnreachableError, UsageEr
 from peer.exchange.blobs import BlobStore
 from peer.exchange.donors import Donors
 from peer.exchange.download import Download
+from peer.exchange.intake import Intake
+from peer.exchange.ratelimit import RateLimiter
 from peer.identity import Identity, PeerId
 from peer.log.chain import Log
 from peer.log.replica import CALL_SECONDS
@@ -128,7 +130,10 @@ async def _fetch(blob: bytes, size: int, blobs: BlobStore, swarm: Swarm, holders
         pass
 
     donors = Donors(swarm.peer_id)
-    download = Download(swarm, blobs, blob, size, arrived=arrived, streams=asyncio.Semaphore(4), donors=donors)
+    intake = Intake(RateLimiter(None))
+    download = Download(
+        swarm, blobs, blob, size, arrived=arrived, streams=asyncio.Semaphore(4), donors=donors, intake=intake
+    )
     download.add(holders)
     try:
         async with asyncio.timeout(FETCH_SECONDS):

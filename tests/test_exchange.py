@@ -19,12 +19,14 @@ from hypothesis import strategies as st
 
 import peer.exchange.download
 import peer.exchange.exchange
+import peer.exchange.intake
 import peer.exchange.pace
 from peer.errors import CommonweightsError, Refused, UnreachableError
 from peer.exchange import bundle, ratelimit
 from peer.exchange.blobs import SEGMENT_BYTES, BlobStore
 from peer.exchange.donors import Donors
 from peer.exchange.exchange import Exchange
+from peer.exchange.intake import Intake
 from peer.exchange.pace import ECHO_SECONDS, LOOK_SECONDS, START_BYTES_PER_SECOND, Echoes, Pace, adjusted
 from peer.exchange.ratelimit import RateLimiter, full, spend
 from peer.identity import Identity, PeerId
@@ -58,6 +60,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peer.exchange.pace, "START_BYTES_PER_SECOND", 1e9)
     monkeypatch.setattr(peer.exchange.download, "SILENCE_SECONDS", 1.0)
     monkeypatch.setattr(peer.exchange.download, "STALLED_SECONDS", 0.1)
+    monkeypatch.setattr(peer.exchange.download, "MORE_SECONDS", 1e-6)
     monkeypatch.setattr(peer.exchange.download, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(peer.exchange.download, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr(bundle, "BUSY_SECONDS", (0.01, 0.01))
@@ -365,6 +368,34 @@ async def test_a_liar_is_not_asked_again(new_peer: NewPeer, network: MemoryNetwo
         await taker.fetch(blob, 100_000, [id_of(liar), id_of(honest)], deadline_seconds=20)
     assert liar.bytes_sent == 100_000 and honest.bytes_sent == 300_000
     assert list(taker.donors.liars) == [id_of(liar)]
+
+
+async def test_a_full_link_is_not_offered_more(new_peer: NewPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the first source fills the taker's own link, nobody else is asked, and nothing comes twice."""
+    monkeypatch.setattr(peer.exchange.download, "MORE_SECONDS", 0.5)
+    monkeypatch.setattr(peer.exchange.download, "SLOW_SECONDS", 0.5)
+    monkeypatch.setattr(peer.exchange.intake, "MEMORY_SECONDS", 0.2)
+    donors, taker = [new_peer() for _ in range(3)], new_peer(download_bytes_per_second=8_000_000)
+    contents = [os.urandom(2 * SEGMENT_BYTES) for _ in range(2)]
+    blobs = [put_everywhere(content, donors) for content in contents]
+    sources = [id_of(donor) for donor in donors]
+    await asyncio.gather(*(taker.fetch(blob, 2 * SEGMENT_BYTES, sources, deadline_seconds=20) for blob in blobs))
+    assert [donor.bytes_sent for donor in donors] == [4 * SEGMENT_BYTES, 0, 0]
+
+
+def test_the_intake_is_full_at_the_speed_of_the_link() -> None:
+    """By pieces of half a second each, as on the slowest links; and it empties when nothing comes."""
+    now = 0.0
+    intake = Intake(RateLimiter(500_000, clock=lambda: now), clock=lambda: now)
+    assert not intake.is_full
+    for _ in range(20):
+        now += 0.5
+        intake.came(250_000)
+    assert intake.is_full
+    now += 0.5
+    assert intake.is_full
+    now += 2.0
+    assert not intake.is_full
 
 
 def test_load_spreads_by_speed() -> None:

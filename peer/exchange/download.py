@@ -1,8 +1,9 @@
 """One blob on its way from several sources into the store.
 
-It is asked for in segments, one source per segment, so that several uplinks add up; when a segment stalls, a source
-that has nothing to do helps. A source that refuses, lies or falls silent is dropped, and the reason kept for the error
-message. Nothing is visible before its hash is right; what came before an interruption is kept on disk.
+It is asked for in segments, one source per segment, so that several uplinks add up: one source first, and more of
+them while our own link has room (intake.py). When a segment stalls, a source that has nothing to do helps. A source
+that refuses, lies or falls silent is dropped, and the reason kept for the error message. Nothing is visible before its
+hash is right; what came before an interruption is kept on disk.
 
 The hash is of the whole, so a wrong byte is noticed at the end only. Then the sources are asked one after the other,
 each for everything, until one is right: costly, but only when somebody lies, and the liar is known afterwards. Blobs
@@ -21,6 +22,7 @@ from typing import Any
 from peer.errors import Refused, UnreachableError
 from peer.exchange.blobs import BlobStore, Partial
 from peer.exchange.donors import Donors
+from peer.exchange.intake import Intake
 from peer.identity import PeerId
 from peer.swarm.interface import Swarm
 from protos.swarm_pb2 import BlobRequest
@@ -29,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 METHOD = "blob"
 MAX_SOURCES_AT_ONCE = 4
+MORE_SECONDS = 2.0  # until one more source is asked at the same time
 SILENCE_SECONDS = 20.0  # without a piece: a failure of the source
 MAX_FAILURES = 4  # in a row: the source is dropped
 RETRY_SECONDS = 0.5  # after the first failure; doubles; other sources have their turn first
@@ -74,11 +77,13 @@ class Download:
         arrived: Callable[[PeerId, int], Awaitable[None]],
         streams: asyncio.Semaphore,
         donors: Donors,
+        intake: Intake,
     ) -> None:
         self.size = size
         self.waiting = 0  # callers
         self._swarm, self._store, self._blob = swarm, store, blob
-        self._arrived, self._streams, self._donors = arrived, streams, donors
+        self._arrived, self._streams, self._donors, self._intake = arrived, streams, donors, intake
+        self._began = time.monotonic()
         self._idle: list[PeerId] = []  # sources without work, best first
         self._known: set[PeerId] = set()
         self._failures: dict[PeerId, int] = {}
@@ -153,8 +158,11 @@ class Download:
             while partial.missing_bytes:
                 if self._ended:
                     raise UnreachableError("given up")
-                limit = 1 if self._one_by_one else MAX_SOURCES_AT_ONCE
-                while len(at_work) < limit and self._choose(partial) is not None and (source := self._pop_ready()):
+                while (
+                    len(at_work) < self._sources_at_once
+                    and self._choose(partial) is not None
+                    and (source := self._pop_ready())
+                ):
                     at_work[asyncio.create_task(self._work(source, partial))] = source
                 if not at_work and not any(source not in self._without for source in self._idle):
                     raise UnreachableError(f"blob {self._blob.hex()[:12]}: {self}")
@@ -172,6 +180,13 @@ class Download:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def _sources_at_once(self) -> int:
+        """The coordinator alone fills most links; homes are asked for their uplinks only where it does not."""
+        if self._one_by_one or self._intake.is_full:
+            return 1
+        return min(MAX_SOURCES_AT_ONCE, 1 + int((time.monotonic() - self._began) / MORE_SECONDS))
 
     def _pop_ready(self) -> PeerId | None:
         now = time.monotonic()
@@ -224,6 +239,8 @@ class Download:
         for index in unfilled:
             if not self._segments[index].workers:
                 return index
+        if self._intake.is_full:  # then everybody waits
+            return None
         return next((index for index in unfilled if self._segments[index].wants_help(now)), None)
 
     async def _work(self, source: PeerId, partial: Partial) -> None:

@@ -22,6 +22,7 @@ from peer.exchange import bundle
 from peer.exchange.blobs import HASH_BYTES, BlobStore
 from peer.exchange.donors import Donors
 from peer.exchange.download import BUSY, METHOD, Download
+from peer.exchange.intake import Intake
 from peer.exchange.pace import Pacer
 from peer.exchange.ratelimit import RateLimiter
 from peer.exchange.uplink import Uplink
@@ -62,6 +63,7 @@ class Exchange:
         self.bytes_sent = 0
         self.bytes_received = 0
         self.donors = Donors(swarm.peer_id)
+        self._intake = Intake(self.download)
         self.uplink = Uplink()
         self._pacer = Pacer(swarm, self.upload, self.download)
         self._swarm = swarm
@@ -87,7 +89,14 @@ class Exchange:
         download = self._fetching.get((blob, size))
         if download is None:
             download = self._fetching[blob, size] = Download(
-                self._swarm, self.store, blob, size, arrived=self._arrived, streams=self._streams, donors=self.donors
+                self._swarm,
+                self.store,
+                blob,
+                size,
+                arrived=self._arrived,
+                streams=self._streams,
+                donors=self.donors,
+                intake=self._intake,
             )
         download.add(source for source in self.donors.trusted(sources) if source != self._swarm.peer_id)
         download.waiting += 1
@@ -163,6 +172,7 @@ class Exchange:
     async def _arrived(self, source: PeerId, size: int) -> None:
         self.bytes_received += size
         self._pacer.received(source, size)
+        self._intake.came(size)
         await self.download.take(size)
 
     async def _serve(self, requester: PeerId, request: bytes) -> AsyncGenerator[bytes, None]:
