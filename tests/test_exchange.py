@@ -444,18 +444,56 @@ def test_the_pace_finds_the_link(link: float) -> None:
 def test_a_pace_that_is_not_used_does_not_grow() -> None:
     """What little traffic there was says nothing about a higher rate."""
     pace = Pace(1e6)
-    assert adjusted(pace, 0.0, 1000.0, LOOK_SECONDS) == pace
+    assert adjusted(pace, 0.0, 1000.0, LOOK_SECONDS).bytes_per_second == 1e6
     assert adjusted(pace, 3.0, 0.0, LOOK_SECONDS).bytes_per_second == 1e6
 
 
-def test_the_quickest_answer_tells_of_our_own_link() -> None:
-    """One frozen partner is its own affair; a wait that all have in common is ours."""
+def test_what_an_answer_waited_is_beyond_the_quickest_of_its_partner() -> None:
+    """The first answer of a partner tells nothing; a quicker one than ever has not waited."""
     a, b = Identity.new().peer_id, Identity.new().peer_id
     echoes = Echoes()
-    assert echoes.queue_seconds([]) == 0.0
-    assert echoes.queue_seconds([(a, 0.02), (b, 0.1)]) == 0.0
-    assert echoes.queue_seconds([(a, 1.0), (b, 0.1)]) < 0.01
-    assert echoes.queue_seconds([(a, 0.5), (b, 0.6)]) == pytest.approx(0.48, abs=0.03)
+    assert echoes.waited_seconds(a, 0.02) is None and echoes.waited_seconds(b, 0.1) is None
+    assert echoes.waited_seconds(a, 1.0) == pytest.approx(0.98, abs=0.03)
+    assert echoes.waited_seconds(b, 0.09) == 0.0
+
+
+def test_what_a_link_has_borne_is_not_given_up_for_the_queue_of_the_other_direction() -> None:
+    """A download that just begins, while an upload fills the queue: it does not start again from the bottom."""
+    pace = Pace(1e6, is_new=False)
+    for _ in range(40):
+        pace = adjusted(pace, 0.0, 250_000, LOOK_SECONDS)
+    for _ in range(2):
+        pace = adjusted(pace, 0.3, 50_000, LOOK_SECONDS)
+    assert pace.bytes_per_second > 500_000
+
+
+async def test_full_links_of_the_partners_are_not_our_own(new_peer: NewPeer, network: MemoryNetwork) -> None:
+    """Two partners whose own links are full are not believed as long as a third one answers at once."""
+    server, takers = new_peer(), [new_peer() for _ in range(3)]
+    pacer = server._pacer
+    pacer._partners = dict.fromkeys(id_of(taker) for taker in takers)
+    assert await pacer._queued(is_idle=True) < 0.05  # how quick they can be
+    for slow in takers[1:]:
+        network.delay(0.2, id_of(slow))
+    assert await pacer._queued(is_idle=False) < 0.05
+    network.delay(0.2, id_of(takers[0]))
+    assert await pacer._queued(is_idle=False) > 0.15
+
+
+async def test_a_new_rate_holds_for_those_who_wait() -> None:
+    """Two spenders in debt for minutes pass in their order, within the time of the new rate."""
+    limiter, passed = RateLimiter(65_536), list[int]()
+
+    async def spender(number: int) -> None:
+        await limiter.take(10_000_000)
+        passed.append(number)
+
+    spenders = [asyncio.create_task(spender(number)) for number in range(2)]
+    await asyncio.sleep(0.01)
+    limiter.set_rate(100_000_000)
+    async with asyncio.timeout(5):
+        await asyncio.gather(*spenders)
+    assert passed == [0, 1]
 
 
 async def test_nonsense_requests_are_refused(new_peer: NewPeer, network: MemoryNetwork) -> None:

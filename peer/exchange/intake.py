@@ -12,7 +12,7 @@ from collections.abc import Callable
 from peer.exchange.ratelimit import RateLimiter
 
 MEMORY_SECONDS = 2.0  # over which the speed is averaged: some pieces, on the slowest link too
-FULL = 0.6  # of what the link bears, as far as that is known
+FULL = 0.4  # of the pace, which may be twice what the link bears
 
 
 class Intake:

@@ -4,7 +4,8 @@ While blobs move, a few partners are sent an empty call four times a second. Wha
 is queueing. A queue that every partner's answer has waited in is our own link's, and then the rate falls below what has
 just passed; without one, a rate that was used up grows. So a link is probed upwards within a second or two, and a
 transfer leaves the queue of a home router nearly empty. A frozen partner slows nobody else down: the quickest answer
-counts.
+counts. When a round ends, every home's link is full, and a coordinator's is not: so when the few have waited, all
+others are asked before it is believed.
 
 `adjusted` is the rule, a pure function. `Pacer` measures, and sets the limiters of both directions.
 """
@@ -14,10 +15,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from peer.background import cancel
 from peer.errors import CommonweightsError
 from peer.exchange.ratelimit import RateLimiter
 from peer.identity import PeerId
@@ -30,7 +32,8 @@ LOOK_SECONDS = 0.25
 ECHO_SECONDS = 1.0  # an answer that takes longer counts as this
 IDLE_LOOKS = 2  # without bulk traffic, until measuring ends: some answers that nothing delays are wanted too
 LAG_SECONDS = 0.02  # between two looks whether this process itself is late
-PARTNERS = 2  # one may be frozen, or its own link full
+PARTNERS = 2  # that are asked first
+MAX_PARTNERS = 16
 MAX_REMEMBERED = 256
 
 START_BYTES_PER_SECOND = 256_000.0  # 2 Mbit/s: doubles while the link bears it
@@ -39,6 +42,9 @@ CALM_SECONDS = 0.05  # of queueing: none
 QUEUE_SECONDS = 0.2  # too much
 JAM_SECONDS = 0.8  # far too much
 USED = 0.7  # of the rate, to call it used up
+AVERAGE_SECONDS = 1.0  # over which a speed is smoothed: a piece takes longer than a look on a slow link
+FADING = 0.99  # of the speed that a link has borne, at every look
+YIELDING = 0.95  # and at every one that finds a queue
 
 
 @dataclass(frozen=True)
@@ -48,22 +54,29 @@ class Pace:
     bytes_per_second: float
     queue_seconds: float = 0.0
     is_new: bool = True
+    average: float = 0.0  # bytes per second that moved lately
+    borne: float = 0.0  # the most of that without a queue; fades
 
 
 def adjusted(pace: Pace, queue_seconds: float, moved_bytes: float, elapsed_seconds: float) -> Pace:
-    """The pace after an interval in which so much moved, and small calls waited `queue_seconds` in queues."""
+    """The pace after an interval in which so much moved, and small calls waited `queue_seconds` in queues.
+
+    The queue may be that of the other direction: what this one has borne lately without any is not given up at once.
+    """
     rate, speed = pace.bytes_per_second, moved_bytes / elapsed_seconds
+    average = pace.average + (speed - pace.average) * min(1.0, elapsed_seconds / AVERAGE_SECONDS)
+    borne = FADING * pace.borne if queue_seconds > CALM_SECONDS else max(FADING * pace.borne, average)
+    now = replace(pace, queue_seconds=queue_seconds, average=average, borne=borne)
     if queue_seconds > QUEUE_SECONDS:
-        if speed < USED * FLOOR_BYTES_PER_SECOND:  # it is not us
-            return replace(pace, queue_seconds=queue_seconds)
-        if queue_seconds >= JAM_SECONDS:
-            rate *= 0.25
-        elif queue_seconds >= pace.queue_seconds:  # while it drains, wait
-            rate = 0.8 * min(rate, speed)
-        return Pace(max(FLOOR_BYTES_PER_SECOND, rate), queue_seconds, is_new=False)
-    if speed >= USED * rate:
+        if average < USED * FLOOR_BYTES_PER_SECOND:  # it is not us
+            return now
+        if queue_seconds >= JAM_SECONDS or queue_seconds >= pace.queue_seconds:  # while it drains, wait
+            rate = (0.5 if queue_seconds >= JAM_SECONDS else 0.8) * min(rate, max(average, borne))
+            borne *= YIELDING
+        return replace(now, bytes_per_second=max(FLOOR_BYTES_PER_SECOND, rate), borne=borne, is_new=False)
+    if (speed if pace.is_new else average) >= USED * rate:
         rate *= 1.05 if queue_seconds > CALM_SECONDS else 2.0 if pace.is_new else 1.25
-    return replace(pace, bytes_per_second=rate, queue_seconds=queue_seconds)
+    return replace(now, bytes_per_second=rate)
 
 
 class Echoes:
@@ -72,16 +85,14 @@ class Echoes:
     def __init__(self) -> None:
         self._quickest: dict[PeerId, float] = {}
 
-    def queue_seconds(self, echoes: Sequence[tuple[PeerId, float]]) -> float:
-        """The least that any of them waited beyond its partner's quickest answer; 0 without echoes."""
-        waits = []
-        for partner, seconds in echoes:
-            quickest = min(seconds, self._quickest.pop(partner, seconds) * 1.001)  # routes change: it fades upwards
-            self._quickest[partner] = quickest
-            waits.append(seconds - quickest)
-        while len(self._quickest) > MAX_REMEMBERED:
+    def waited_seconds(self, partner: PeerId, seconds: float) -> float | None:
+        """What an answer took beyond its partner's quickest one; None for the first, which tells nothing."""
+        known = self._quickest.pop(partner, None)
+        quickest = seconds if known is None else min(seconds, known * 1.001)  # routes change: it fades upwards
+        self._quickest[partner] = quickest
+        if len(self._quickest) > MAX_REMEMBERED:
             del self._quickest[next(iter(self._quickest))]
-        return min(waits, default=0.0)
+        return None if known is None else seconds - quickest
 
 
 class Pacer:
@@ -128,8 +139,8 @@ class Pacer:
         while idle < IDLE_LOOKS:
             pause = asyncio.create_task(asyncio.sleep(LOOK_SECONDS))
             try:
-                echoes, late_seconds = await _with_lateness(self._echo(self._choose()))
-                queue_seconds = max(0.0, self._echoes.queue_seconds(echoes) - late_seconds)
+                queue_seconds, late_seconds = await _with_lateness(self._queued(is_idle=idle > 0))
+                queue_seconds = max(0.0, queue_seconds - late_seconds)
                 await pause
             finally:
                 pause.cancel()
@@ -140,24 +151,39 @@ class Pacer:
                 limiter.set_pace(self._paces[index].bytes_per_second)
             self._moved, before = [0, 0], now
 
-    def _choose(self) -> list[PeerId]:
-        """The partners of the moment, the newest first."""
-        while len(self._partners) > PARTNERS:
+    async def _queued(self, is_idle: bool) -> float:
+        """How long small calls wait at the moment in a queue of our own, in seconds: the least of what answers waited.
+        When nothing moves, everybody is asked, to know how quick they can be."""
+        while len(self._partners) > MAX_PARTNERS:
             del self._partners[next(iter(self._partners))]
-        return list(self._partners)
+        newest = list(reversed(self._partners))
+        waits: list[float] = []
+        for partners in [newest] if is_idle else [newest[:PARTNERS], newest[PARTNERS:]]:
+            async with contextlib.aclosing(self._echoes_of(partners)) as echoes:
+                async for waited_seconds in echoes:
+                    waits.append(waited_seconds)
+                    if waited_seconds <= CALM_SECONDS and not is_idle:
+                        return waited_seconds
+        return min(waits, default=0.0)
 
-    async def _echo(self, partners: Sequence[PeerId]) -> list[tuple[PeerId, float]]:
-        """How long each took to answer. One that cannot be asked says nothing about our link; when none can, the link
-        itself may be the reason."""
-        results = await asyncio.gather(*map(self._ask, partners))
-        return [(partner, seconds) for partner, seconds in zip(partners, results, strict=True) if seconds is not None]
+    async def _echoes_of(self, partners: Sequence[PeerId]) -> AsyncGenerator[float, None]:
+        """What their answers waited, as they come in. One that cannot be asked says nothing about our link."""
+        asking = {asyncio.create_task(self._ask(partner)): partner for partner in partners}
+        try:
+            for answer in asyncio.as_completed(asking):
+                partner, seconds = await answer
+                if seconds is not None and (waited := self._echoes.waited_seconds(partner, seconds)) is not None:
+                    yield waited
+        finally:
+            await cancel(*asking)
 
-    async def _ask(self, partner: PeerId) -> float | None:
+    async def _ask(self, partner: PeerId) -> tuple[PeerId, float | None]:
+        """How long it took to answer. When it did not in time, the link itself may be the reason; None: it cannot."""
         began = time.monotonic()
         with contextlib.suppress(CommonweightsError):
             await self._swarm.call(partner, METHOD, b"", timeout_seconds=ECHO_SECONDS, max_reply_bytes=16)
-            return time.monotonic() - began
-        return ECHO_SECONDS if time.monotonic() - began >= ECHO_SECONDS else None
+            return partner, time.monotonic() - began
+        return partner, ECHO_SECONDS if time.monotonic() - began >= ECHO_SECONDS else None
 
     async def _on_echo(self, sender: PeerId, request: bytes) -> bytes:
         return b""

@@ -2,15 +2,19 @@
 
 The rule is a pure function of the clock (`spend`); `RateLimiter` is the thin part that sleeps. A spender that finds the
 bucket empty goes into debt and waits until it is paid off, so spenders are served in the order they came and a piece
-larger than the burst still passes.
+larger than the burst still passes. A new rate holds for those who wait already: at the rate that an unknown link begins
+with, the first pieces of many streams are a debt of many seconds.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+
+from peer.pulse import Pulse
 
 BURST_SECONDS = 0.25  # of the rate: what may leave at once after a pause
 MIN_BURST_BYTES = 64 * 1024
@@ -55,6 +59,8 @@ class RateLimiter:
     def __init__(self, bytes_per_second: float | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._bucket: Bucket | None = None
+        self._waiting: dict[object, int] = {}  # the bytes of each who waits, in their order
+        self._changed = Pulse()
         self._rate: float | None = None
         self._pace: float | None = None
         self.set_rate(bytes_per_second)
@@ -69,7 +75,7 @@ class RateLimiter:
         return self._rate
 
     def set_rate(self, bytes_per_second: float | None) -> None:
-        """From now on; those who wait already wait to the end."""
+        """From now on, also for those who wait already."""
         assert bytes_per_second is None or bytes_per_second > 0
         self._rate = bytes_per_second
         self._change()
@@ -88,19 +94,32 @@ class RateLimiter:
             self._bucket = full(min(rates), self._clock())
         elif self._bucket.bytes_per_second != min(rates):  # debts stay: a new rate must not be a new burst
             self._bucket = replace(refilled(self._bucket, self._clock()), bytes_per_second=min(rates))
+        self._changed.beat()
 
     async def take(self, amount_bytes: int) -> float:
         """Waits until so much may move; for how many seconds."""
-        bucket = self._bucket
-        if bucket is None:
+        if self._bucket is None:
             return 0.0
-        self._bucket, wait_seconds = spend(bucket, amount_bytes, self._clock())
+        began, place = self._clock(), object()
+        self._bucket, wait_seconds = spend(self._bucket, amount_bytes, began)
         if not wait_seconds:
             return 0.0
+        self._waiting[place] = amount_bytes
         try:
-            await asyncio.sleep(wait_seconds)
+            while wait_seconds:
+                await self._changed.wait(wait_seconds)
+                wait_seconds = self._debt_seconds(place)
         except asyncio.CancelledError:
             if self._bucket is not None:  # not moved after all
                 self._bucket, _ = spend(self._bucket, -amount_bytes, self._clock())
             raise
-        return wait_seconds
+        finally:
+            del self._waiting[place]
+        return self._clock() - began
+
+    def _debt_seconds(self, place: object) -> float:
+        """Until everything up to this place in the line is paid off."""
+        if self._bucket is None:
+            return 0.0
+        behind = itertools.takewhile(lambda other: other is not place, reversed(self._waiting))
+        return spend(self._bucket, -sum(self._waiting[other] for other in behind), self._clock())[1]
