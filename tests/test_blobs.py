@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peer.errors import CommonweightsError, DataError
-from peer.exchange import blobs
+from peer.exchange import blobs, recent
 from peer.exchange.blobs import SEGMENT_BYTES, BlobStore
 
 
@@ -34,6 +34,28 @@ def test_a_blob_is_found_under_its_hash(store: BlobStore) -> None:
     assert view == content and view.readonly
     assert list(store.hashes()) == [blob] and store.check(blob)
     assert store.path(blob).parts[-3:-1] == (blob.hex()[:2], blob.hex()[2:4])
+
+
+def test_the_newest_small_blobs_need_no_disk(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was put or read a moment ago; the oldest makes room, a large one never takes any. A deletion is one."""
+    monkeypatch.setattr(recent, "RECENT_BYTES", 250)
+    first, second, third = (store.put(bytes([number]) * 100) for number in range(3))
+    large = store.put(bytes(recent.SMALL_BYTES + 1))
+    assert store.has_in_memory([second, third])
+    assert not store.has_in_memory([second, first]) and not store.has_in_memory([large])
+    assert store.view(first) == bytes(100) and store.has_in_memory([third, first]) and not store.has_in_memory([second])
+    store.path(first).unlink()
+    assert store.has(first) and store.view(first) == bytes(100) and not store.check(first)
+    store.delete(first)
+    assert not store.has(first)
+
+
+def test_what_rotted_is_not_kept_in_memory(store: BlobStore) -> None:
+    """Whoever checks shall see it."""
+    blob = store.put(b"content")
+    fresh = BlobStore(store.folder)
+    fresh.path(blob).write_bytes(b"another")
+    assert bytes(fresh.view(blob)) == b"another" and not fresh.has_in_memory([blob])
 
 
 def test_the_empty_blob_is_a_blob(store: BlobStore) -> None:

@@ -29,6 +29,7 @@ from peer.exchange.exchange import Exchange
 from peer.exchange.intake import Intake
 from peer.exchange.pace import ECHO_SECONDS, LOOK_SECONDS, START_BYTES_PER_SECOND, Echoes, Pace, adjusted
 from peer.exchange.ratelimit import RateLimiter, full, spend
+from peer.exchange.recent import SMALL_BYTES
 from peer.identity import Identity, PeerId
 from peer.swarm import HivemindSwarm
 from peer.swarm.interface import PIECE_BYTES
@@ -684,8 +685,8 @@ async def test_a_blob_in_a_bundle_under_way_is_not_asked_for_again(new_peer: New
     [
         ([b"short"], [1]),
         ([bytes(32)], []),
-        ([bytes(32)], [bundle.SMALL_BYTES + 1]),
-        ([bytes([number]) * 32 for number in range(9)], [bundle.SMALL_BYTES] * 9),
+        ([bytes(32)], [SMALL_BYTES + 1]),
+        ([bytes([number]) * 32 for number in range(9)], [SMALL_BYTES] * 9),
         ([number.to_bytes(32, "big") for number in range(bundle.MAX_BLOBS + 1)], [1] * (bundle.MAX_BLOBS + 1)),
     ],
 )

@@ -240,9 +240,11 @@ async def test_records_are_served_to_whoever_asks_for_any_range(tmp_path: Path) 
 
 
 def _damage(blobs: BlobStore, blob: bytes) -> None:
+    """Of what lies on the disk; it is no longer in memory."""
     content = bytearray(blobs.read(blob))
     content[0] ^= 0xFF
     blobs.path(blob).write_bytes(content)
+    blobs._recent.drop(blob)
 
 
 @pytest.mark.parametrize("what", ["chunk", "missing chunk", "short chunk", "torn manifest", "renamed manifest"])

@@ -10,13 +10,14 @@ from two peers to 64. What was measured stays in `--dir`; tables and picture are
 from __future__ import annotations
 
 import argparse
-import asyncio
 import dataclasses
 import json
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+import uvloop
 
 from benchmarks.growth.maths import Maths, maths, maths_elsewhere
 from benchmarks.growth.report import maths_table, plot, swarm_tables
@@ -37,7 +38,7 @@ def measured(arguments: argparse.Namespace) -> Iterator[Maths | Swarmed]:
         for codec in arguments.codec or CODECS:
             folder = (arguments.scratch or arguments.dir) / f"{count}-peers"
             shutil.rmtree(folder, ignore_errors=True)
-            yield asyncio.run(swarmed(folder, count, codec))
+            yield uvloop.run(swarmed(folder, count, codec))  # as the programs do
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -1,8 +1,9 @@
 """Files named by the blake3 hash of their content: payloads, state chunks, shards, checkpoints.
 
 A name promises its content because nothing is visible before it was hashed, written and synced. What the disk does to
-it afterwards is not looked at on every read; `check` does when somebody asks. Blobs that are on their way lie apart
-(`Partial`), survive a restart and can be filled from several places at once.
+it afterwards is not looked at on every read; `check` does when somebody asks. The newest small ones are in memory too
+(recent.py). Blobs that are on their way lie apart (`Partial`), survive a restart and can be filled from several places
+at once.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import secrets
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,6 +25,7 @@ from blake3 import blake3
 
 from peer.durable import sync
 from peer.errors import CommonweightsError, DataError
+from peer.exchange.recent import SMALL_BYTES, Recent
 
 HASH_BYTES = 32
 SEGMENT_BYTES = 4 * 1024 * 1024  # of a partial blob: what is asked of one source at a time
@@ -49,6 +51,7 @@ class BlobStore:
                     path.unlink()
         self._started = time.time()
         self._open: Counter[Path] = Counter()  # partial blobs that somebody is at
+        self._recent = Recent()
         self._total_bytes = sum(self.size(blob) for blob in self.hashes())
 
     @property
@@ -66,6 +69,13 @@ class BlobStore:
         return f"{self._prefix}{name[:2]}/{name[2:4]}/{name}"
 
     def has(self, blob: bytes) -> bool:
+        return blob in self._recent or self._is_stored(blob)
+
+    def has_in_memory(self, blobs: Iterable[bytes]) -> bool:
+        """Whether all of these are as their names say, and need no look at the disk."""
+        return all(blob in self._recent for blob in blobs)
+
+    def _is_stored(self, blob: bytes) -> bool:
         return os.path.isfile(self._name(blob))  # asked very often, and a Path costs ten times as much
 
     def size(self, blob: bytes) -> int:
@@ -86,11 +96,18 @@ class BlobStore:
     def put(self, content: bytes | bytearray | memoryview) -> bytes:
         """Stores `content`; returns its hash."""
         blob = blake3(content).digest()
-        if not self.has(blob):
-            with writing(self.folder), self._new_file() as file:
-                file.write(content)
-                self._publish(file, blob)
+        self.put_hashed({blob: content})
         return blob
+
+    def put_hashed(self, contents: Mapping[bytes, bytes | bytearray | memoryview]) -> None:
+        """Stores contents by their hashes, which were just checked."""
+        for blob, content in contents.items():
+            if not self._is_stored(blob):
+                with writing(self.folder), self._new_file() as file:
+                    file.write(content)
+                    self._publish(file, blob)
+            if len(content) <= SMALL_BYTES:
+                self._recent.add(blob, bytes(content))
 
     def put_file(self, path: str | Path) -> bytes:
         """Stores a copy of the file; returns its hash."""
@@ -100,7 +117,7 @@ class BlobStore:
                 hasher.update(piece)
                 file.write(piece)
             blob = hasher.digest()
-            if not self.has(blob):
+            if not self._is_stored(blob):
                 self._publish(file, blob)
         return blob
 
@@ -120,11 +137,18 @@ class BlobStore:
             return file.read(-1 if length is None else length)
 
     def view(self, blob: bytes) -> memoryview:
-        """The blob's bytes, mapped instead of read: they take no memory that the system could not have back. The view
-        outlives a deletion. Raises DataError if the blob is not here."""
-        with self.open(blob) as file:
-            size = os.fstat(file.fileno()).st_size
-            return memoryview(mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ) if size else b"")
+        """The blob's bytes; of a large one mapped instead of read: they take no memory that the system could not have
+        back. The view outlives a deletion. Raises DataError if the blob is not here."""
+        content = self._recent.get(blob)
+        if content is None:
+            with self.open(blob) as file:
+                size = os.fstat(file.fileno()).st_size
+                if size > SMALL_BYTES:
+                    return memoryview(mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ))
+                content = file.read()
+            if blake3(content).digest() == blob:
+                self._recent.add(blob, content)
+        return memoryview(content)
 
     def check(self, blob: bytes) -> bool:
         """Whether the blob is here and still is what its name says. Reads all of it."""
@@ -135,6 +159,7 @@ class BlobStore:
 
     def delete(self, blob: bytes) -> None:
         """Nothing happens if it is not here."""
+        self._recent.drop(blob)
         with contextlib.suppress(FileNotFoundError):
             size = self.path(blob).stat().st_size
             self.path(blob).unlink()
@@ -164,7 +189,7 @@ class BlobStore:
     def adopt(self, path: Path, blob: bytes) -> None:
         """Makes a file whose hash was just checked a blob, by a second name for it where the file system has them. What
         lay there under that hash, and may have rotted, is replaced."""
-        target, is_new = self.path(blob), not self.has(blob)
+        target, is_new = self.path(blob), not self._is_stored(blob)
         if not is_new and target.samefile(path):
             return
         link = self._partial / f"{secrets.token_hex(8)}.new"

@@ -13,13 +13,13 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mappi
 
 from blake3 import blake3
 
-from peer.errors import Refused, UnreachableError
+from peer.errors import DataError, Refused, UnreachableError
 from peer.exchange.blobs import HASH_BYTES, BlobStore
+from peer.exchange.recent import SMALL_BYTES
 from peer.swarm.interface import PIECE_BYTES
 from protos.swarm_pb2 import BlobsRequest
 
 METHOD = "blobs"
-SMALL_BYTES = 512 * 1024  # of one blob: so much is lost when the stream breaks
 MAX_BLOBS = 256
 MAX_BYTES = 4 * 1024 * 1024  # together
 MAX_REQUEST_BYTES = MAX_BLOBS * (HASH_BYTES + 2 + 4) + 16
@@ -61,21 +61,28 @@ def parse(body: bytes) -> dict[bytes, int]:
 
 
 def answer(store: BlobStore, wanted: Mapping[bytes, int]) -> Iterator[bytes]:
-    """Pieces of the answer. Reads the disk, and holds one piece."""
+    """Pieces of the answer. Reads the disk for what is not in memory, and holds one piece and one blob."""
     piece = bytearray()
     for blob, size in wanted.items():
-        if not store.has(blob) or store.size(blob) != size:
+        content = _content(store, blob, size)
+        if content is None:
             piece.append(_MISSING)
             continue
         piece.append(_FOLLOWS)
-        with store.open(blob) as file:
-            while part := file.read(PIECE_BYTES - len(piece)):
-                piece += part
-                if len(piece) == PIECE_BYTES:
-                    yield bytes(piece)
-                    piece.clear()
+        piece += content
+        while len(piece) >= PIECE_BYTES:
+            yield bytes(piece[:PIECE_BYTES])
+            del piece[:PIECE_BYTES]
     if piece:
         yield bytes(piece)
+
+
+def _content(store: BlobStore, blob: bytes, size: int) -> memoryview | None:
+    try:
+        content = store.view(blob)
+    except DataError:
+        return None
+    return content if len(content) == size else None
 
 
 class Reader:
@@ -132,15 +139,12 @@ async def receive(
             if piece is None:
                 raise UnreachableError("sent less than the whole")
             came += len(piece)
-            whole = reader.feed(piece)
-            if whole:
-                await asyncio.to_thread(_keep, store, whole)
+            await asyncio.to_thread(_keep, reader, piece, store)
             await arrived(len(piece))
             if waited > SLOW_SECONDS:
                 raise UnreachableError("too slow")
     return came, waited
 
 
-def _keep(store: BlobStore, whole: Mapping[bytes, bytes]) -> None:
-    for content in whole.values():
-        store.put(content)
+def _keep(reader: Reader, piece: bytes, store: BlobStore) -> None:
+    store.put_hashed(reader.feed(piece))

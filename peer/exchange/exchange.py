@@ -199,7 +199,8 @@ class Exchange:
         with self._place(requester) as stream:
             pieces = bundle.answer(self.store, wanted)
             stream.left = sum(wanted.values())
-            while piece := await asyncio.to_thread(next, pieces, b""):
+            at_once = self.store.has_in_memory(wanted)
+            while piece := next(pieces, b"") if at_once else await asyncio.to_thread(next, pieces, b""):
                 await self._may_leave(piece, requester, stream)
                 with self._leaving(requester, len(piece)):
                     yield piece

@@ -21,8 +21,8 @@ from peer.background import cancel
 from peer.codecs import SEGMENT_PARAMETERS, open_payload
 from peer.errors import Refused, UnreachableError, VerificationError
 from peer.exchange.blobs import BlobStore
-from peer.exchange.bundle import SMALL_BYTES
 from peer.exchange.exchange import Exchange
+from peer.exchange.recent import SMALL_BYTES
 from peer.identity import PeerId
 from peer.log import aggregate, catchup
 from peer.log.chain import MAX_RECORD_BYTES, Entry, Log
@@ -131,6 +131,8 @@ class Replica:
             UnreachableError: nobody could give one.
             VerificationError: one is damaged here, and there is nobody to ask for it.
         """
+        if self.blobs.has_in_memory(item.payload_hash for _, item in entry.contributions):
+            return
         await asyncio.to_thread(self._drop_damaged, entry)
         await self.fetch_blobs(
             [(item.payload_hash, item.payload_bytes, PeerId(signer)) for signer, item in entry.contributions]
@@ -158,7 +160,8 @@ class Replica:
             *(self.exchange.fetch_small(bundle, source) for source, bundle in bundles.items()),
             *(self.fetch_blob(*each) for each in missing if each[1] > SMALL_BYTES),
         )
-        await asyncio.gather(*(self.fetch_blob(*each) for each in await asyncio.to_thread(self._missing, small)))
+        if not self.blobs.has_in_memory(hash_ for hash_, _, _ in small):
+            await asyncio.gather(*(self.fetch_blob(*each) for each in await asyncio.to_thread(self._missing, small)))
 
     def _missing(self, wanted: Sequence[tuple[bytes, int, PeerId]]) -> list[tuple[bytes, int, PeerId]]:
         """Those that are not here. In a thread: so many looks at the disk would keep the event loop waiting."""
@@ -222,15 +225,16 @@ class Replica:
 
     def _drop_damaged(self, entry: Entry) -> None:
         for signer, item in entry.contributions:
-            if not self.blobs.has(item.payload_hash) or self.blobs.check(item.payload_hash):
+            hash_ = item.payload_hash
+            if self.blobs.has_in_memory([hash_]) or not self.blobs.has(hash_) or self.blobs.check(hash_):
                 continue
             whose = f"round {entry.round}: the contribution of {PeerId(signer).short}"
             if not self._sources():
                 raise VerificationError(
-                    f"{whose} is damaged on this disk: {self.blobs.path(item.payload_hash)}; restore it from a backup"
+                    f"{whose} is damaged on this disk: {self.blobs.path(hash_)}; restore it from a backup"
                 )
             logger.warning("%s is damaged on this disk; it is fetched again", whose)
-            self.blobs.delete(item.payload_hash)
+            self.blobs.delete(hash_)
 
     # --- snapshots --------------------------------------------------------------------------------------------------
 

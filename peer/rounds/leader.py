@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 TICK_SECONDS = 0.1
 # For each peer, so long announcements wait for more: each goes to everybody in a view of its own, and those of many
 # peers would be more bytes than what they announce.
-GATHER_SECONDS = 0.002
+GATHER_SECONDS = 0.01
 RETRY_SECONDS = 2.0
 MAX_RANK = 8  # so far down the line, nobody has a stretch of leases of its own
 
