@@ -143,16 +143,16 @@ class TopK:
 
     def _places(self, shape: _Shape, rice: int, low: Bytes, unary: Bytes, unary_bits: int, count: int) -> Places:
         """The kept places in [0, count), strictly increasing, exactly `kept` in each block, or PayloadError."""
-        ends = np.flatnonzero(unpack_bits(unary, 0, unary_bits).view(np.bool_)).astype(np.int32)
+        ends = np.flatnonzero(unpack_bits(unary, 0, unary_bits).view(np.bool_))
         if ends.size != shape.total or ends[-1] != unary_bits - 1:
             raise PayloadError(f"damaged payload: {ends.size} index codes where {shape.total} are due")
-        steps = np.diff(ends, prepend=np.int32(-1))  # gap + 1, of its high part so far
-        steps -= 1
+        steps = ends.copy()
+        steps[1:] -= ends[:-1] + 1  # the gaps' high parts
         steps <<= rice
         steps += _unpack_numbers(low, rice, shape.total)
         steps += 1
         # Within a block the index is the sum of (gap + 1), less one; gaps are never negative, so indices increase.
-        reach = np.cumsum(steps, dtype=np.int64)  # a liar's may sum up to more than 32 bits
+        reach = np.cumsum(steps, out=steps)  # in 64 bits: a liar's may sum up to more than 32
         last = shape.first + shape.kept - 1
         reach_before = np.concatenate([[0], reach[last[:-1]]])
         starts = np.arange(shape.kept.size, dtype=np.int64) * BLOCK
