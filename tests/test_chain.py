@@ -10,7 +10,7 @@ import pytest
 
 from peer.errors import VerificationError
 from peer.identity import Identity
-from peer.log.chain import Log, check
+from peer.log.chain import Log, opened
 from peer.log.rules import equivocation, proof_fault
 from protos import log_pb2
 from protos.signing import sign
@@ -160,7 +160,10 @@ def test_a_term_has_one_signer_and_never_falls() -> None:
 
 
 def two_tales(log: Log, teller: Identity, **fields: Any) -> log_pb2.Equivocation:
-    tales = [check(sign(record(log, time_seconds=at, **fields), teller.private_key), log) for at in (5.0, 6.0)]
+    tales = [
+        opened(sign(record(log, time_seconds=at, **fields), teller.private_key), log.head.round + 1)
+        for at in (5.0, 6.0)
+    ]
     proof = equivocation(*tales)
     assert proof is not None and equivocation(*reversed(tales)) == proof and equivocation(tales[0], tales[0]) is None
     return proof

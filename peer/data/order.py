@@ -55,10 +55,10 @@ def positions_to_rows(key: bytes, positions: Sequence[int] | Indices, rows: int,
     slots, inner = np.divmod(offsets, window)
     result = np.empty_like(where)
     # The last, shorter window stays at the end of every epoch: then all others have one size and division finds them.
-    groups, group_of = np.unique(np.stack([epochs, slots]), axis=1, return_inverse=True)
-    group_of = group_of.reshape(-1)
-    for group in range(groups.shape[1]):
-        epoch, slot = int(groups[0, group]), int(groups[1, group])
+    slots_per_epoch = whole_windows + 1
+    group_of = epochs * slots_per_epoch + slots
+    for group in np.unique(group_of):
+        epoch, slot = divmod(int(group), slots_per_epoch)
         mine = group_of == group
         whole = slot < whole_windows
         chosen = int(permute(_round_keys(key, epoch, -1), np.array([slot]), whole_windows)[0]) if whole else slot

@@ -27,6 +27,7 @@ from peer.log.rules import (
     contribution_fault,
     max_payload_bytes,
     most_private_tokens,
+    opened,
 )
 from protos import log_pb2
 from protos.signing import HASH_BYTES, SignatureError, body_hash, open_signed, strict_parse
@@ -37,10 +38,10 @@ __all__ = [
     "Entry",
     "Log",
     "Origin",
-    "check",
     "contribution_fault",
     "max_payload_bytes",
     "most_private_tokens",
+    "opened",
 ]
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,9 @@ class Log:
             try:
                 if path.name != _file_name(round_):
                     raise VerificationError(f"round {round_}: {folder / _file_name(round_)} is missing")
-                log._add(check(_read(path, round_), log))
+                entry = opened(_read(path, round_), round_)
+                check(entry, log)
+                log._add(entry)
             except VerificationError as error:
                 if not cut_damage:
                     raise
@@ -122,10 +125,15 @@ class Log:
         Raises:
             VerificationError: it does not follow from the head; the log is unchanged.
         """
-        entry = check(signed, self)
+        entry = opened(signed, self.head.round + 1)
+        self.append_opened(entry)
+        return entry
+
+    def append_opened(self, entry: Entry) -> None:
+        """The same for a record that was opened elsewhere, in a thread say."""
+        check(entry, self)
         self._store(entry)
         self._add(entry)
-        return entry
 
     def records(self, first_round: int, count: int, max_bytes: int) -> Iterator[log_pb2.Signed]:
         """Records [first_round, first_round + count), as many as fit into `max_bytes`, but at least one."""

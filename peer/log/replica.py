@@ -25,7 +25,7 @@ from peer.exchange.exchange import Exchange
 from peer.exchange.recent import SMALL_BYTES
 from peer.identity import PeerId
 from peer.log import aggregate, catchup
-from peer.log.chain import MAX_RECORD_BYTES, Entry, Log
+from peer.log.chain import MAX_RECORD_BYTES, Entry, Log, opened
 from peer.log.snapshots import Snapshots, digest_after, fault
 from peer.log.state import State
 from peer.messages import parse
@@ -95,8 +95,9 @@ class Replica:
             if records and not follows(records[0], self.log.head):
                 raise Forked(f"round {self.log.head.round + 1}: {peer.short} holds another chain")
             for signed in records:
-                added.append(self.log.append(signed))
-                await asyncio.sleep(0)  # each is written durably: others want to be heard in between
+                entry = await asyncio.to_thread(opened, signed, self.log.head.round + 1)
+                self.log.append_opened(entry)
+                added.append(entry)
             if not records:
                 break
         return added

@@ -9,6 +9,7 @@ lead: they never fall, and one term has one signer.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -71,16 +72,16 @@ class Origin:
     coordinator: PeerId
 
 
-def check(signed: log_pb2.Signed, log: Log) -> Entry:
-    """Whether `signed` may follow the head of `log`; the opened record if so.
+def opened(signed: log_pb2.Signed, round_: int) -> Entry:
+    """A record that came as that of `round_`, its signature and those in it checked: milliseconds where there are many.
+    Whether it may follow is for `check` to say.
 
     Raises:
         VerificationError: with the round and the reason.
     """
-    round_ = log.head.round + 1
     try:
         record = open_signed(signed, log_pb2.Record)
-        entry = Entry(
+        return Entry(
             signed,
             record,
             body_hash(signed),
@@ -91,9 +92,16 @@ def check(signed: log_pb2.Signed, log: Log) -> Entry:
         )
     except SignatureError as error:
         raise VerificationError(f"round {round_}: {error}") from None
+
+
+def check(entry: Entry, log: Log) -> None:
+    """Whether an opened record may follow the head of `log`.
+
+    Raises:
+        VerificationError: with the round and the reason.
+    """
     if reason := _fault(entry, log):
-        raise VerificationError(f"round {round_}: {reason}")
-    return entry
+        raise VerificationError(f"round {log.head.round + 1}: {reason}")
 
 
 def contribution_fault(contribution: log_pb2.Contribution, log: Log) -> str:
@@ -250,29 +258,46 @@ def _accepted_fault(entry: Entry, log: Log) -> str:
     signers = [signer for signer, _ in entry.contributions]
     if signers != sorted(set(signers)):
         return "contributions are not in the order of their signers' keys, one each"
-    merged = Ranges()
     payloads: set[bytes] = set()
-    for (signer, contribution), accepted in zip(entry.contributions, entry.record.accepted, strict=True):
-        who = f"contribution of {PeerId(signer).short}"
-        if signer in log.accounts.banned:
-            return f"{who}: it signed two different records of one round and is banned"
-        if signer in log.accounts.barred:
-            return f"{who}: the organiser has barred it from the run: {log.accounts.barred[signer]}"
-        if not is_admitted(signer, log) and signer not in entry.admitted:
-            return f"{who}: nobody invited it to this run"
-        if reason := contribution_fault(contribution, log):
-            return f"{who}: {reason}"
-        if contribution.base_digest != entry.record.base_digest:
-            return f"{who}: it starts from another state"
-        if not (math.isfinite(accepted.norm) and accepted.norm >= 0):
-            return f"{who}: its norm is not a finite number"
-        consumed = Ranges.from_protos(contribution.consumed)
-        if merged & consumed:
-            return f"{who}: position {(merged & consumed).pairs[0][0]} is claimed twice"
-        merged |= consumed
-        if contribution.payload_hash in payloads:
-            return f"{who}: its payload is a copy of another one in this record"
+    for (signer, contribution), norm in zip(entry.contributions, entry.norms, strict=True):
+        reason = _contributor_fault(signer, entry, log) or contribution_fault(contribution, log)
+        if not reason and contribution.base_digest != entry.record.base_digest:
+            reason = "it starts from another state"
+        if not reason and not (math.isfinite(norm) and norm >= 0):
+            reason = "its norm is not a finite number"
+        if not reason and contribution.payload_hash in payloads:
+            reason = "its payload is a copy of another one in this record"
+        if reason:
+            return f"contribution of {PeerId(signer).short}: {reason}"
         payloads.add(contribution.payload_hash)
+    return _positions_fault(entry)
+
+
+def _contributor_fault(signer: bytes, entry: Entry, log: Log) -> str:
+    if signer in log.accounts.banned:
+        return "it signed two different records of one round and is banned"
+    if signer in log.accounts.barred:
+        return f"the organiser has barred it from the run: {log.accounts.barred[signer]}"
+    if not is_admitted(signer, log) and signer not in entry.admitted:
+        return "nobody invited it to this run"
+    return ""
+
+
+def _positions_fault(entry: Entry) -> str:
+    """Of all contributions together: one union, not one for each."""
+    claims = [(signer, Ranges.from_protos(item.consumed)) for signer, item in entry.contributions]
+    merged = Ranges.of(pair for _, consumed in claims for pair in consumed)
+    if len(merged) < sum(len(consumed) for _, consumed in claims):
+        return _claimed_twice(claims)
     if merged.stop > entry.record.data_cursor:
         return f"position {merged.stop - 1} lies beyond the data cursor"
+    return ""
+
+
+def _claimed_twice(claims: Sequence[tuple[bytes, Ranges]]) -> str:
+    merged = Ranges()
+    for signer, consumed in claims:
+        if twice := merged & consumed:
+            return f"contribution of {PeerId(signer).short}: position {twice.pairs[0][0]} is claimed twice"
+        merged |= consumed
     return ""
