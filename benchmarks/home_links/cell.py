@@ -152,14 +152,15 @@ def _observe(case: Case, hosts: Hosts, running: Running, progress: Callable[[str
     exchanges = [seconds for each in notes for seconds in exchange_seconds(each)]
     device_cores = sum(note.get("cpu", 0.0) for each in notes for note in each) / (ended - began) / len(notes)
     count = statistics.mean(len(each) for each in updates) or 1
+    rounds = (ended - began) / statistics.mean(between) if between else count  # whole ones and parts
     return Result(
         case,
         [case.step_seconds * each / (ended - began) for each in steps],
         sum(steps) * SAMPLES_PER_STEP / (ended - began),
         statistics.median(between) if between else float("nan"),
         statistics.median(exchanges) if exchanges else float("nan"),
-        statistics.mean(moved[1:]) / count,
-        moved[0] / count,
+        statistics.mean(moved[1:]) / rounds,
+        moved[0] / rounds,
         statistics.mean(spent[1:]) - device_cores,
         spent[0],
         statistics.mean(gauge.memory_bytes for gauge in gauges[1:]) / 1e6,

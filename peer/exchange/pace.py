@@ -71,7 +71,7 @@ def adjusted(pace: Pace, queue_seconds: float, moved_bytes: float, elapsed_secon
         if average < USED * FLOOR_BYTES_PER_SECOND:  # it is not us
             return now
         if queue_seconds >= JAM_SECONDS or queue_seconds >= pace.queue_seconds:  # while it drains, wait
-            rate = (0.5 if queue_seconds >= JAM_SECONDS else 0.8) * min(rate, max(average, borne))
+            rate = (0.5 if queue_seconds >= JAM_SECONDS else 0.8) * min(rate, max(speed, average, borne))
             borne *= YIELDING
         return replace(now, bytes_per_second=max(FLOOR_BYTES_PER_SECOND, rate), borne=borne, is_new=False)
     if (speed if pace.is_new else average) >= USED * rate:
