@@ -61,7 +61,7 @@ async def swarmed(folder: Path, peers: int, codec: str) -> Swarmed:
     applied: dict[int, float] = {}
     memory = _rss_bytes()
     async with Swarm(folder, spec) as swarm:
-        torch.set_num_threads(2)
+        torch.set_num_threads(1)  # for each of the turns, which are as many as there are cores
         names = [f"peer-{number}" for number in range(peers)]
         for name in names:
             swarm.start(name)

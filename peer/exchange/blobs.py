@@ -105,7 +105,7 @@ class BlobStore:
             if not self._is_stored(blob):
                 with writing(self.folder), self._new_file() as file:
                     file.write(content)
-                    self._publish(file, blob)
+                    self._publish(file, blob, is_new=True)
             if len(content) <= SMALL_BYTES:
                 self._recent.add(blob, bytes(content))
 
@@ -117,8 +117,10 @@ class BlobStore:
                 hasher.update(piece)
                 file.write(piece)
             blob = hasher.digest()
-            if not self._is_stored(blob):
-                self._publish(file, blob)
+            if self._is_stored(blob):
+                os.unlink(file.name)
+            else:
+                self._publish(file, blob, is_new=True)
         return blob
 
     def open(self, blob: bytes) -> BinaryIO:
@@ -209,22 +211,25 @@ class BlobStore:
         try:
             with open(path, "xb") as file:
                 yield file
-        finally:
-            if os.path.exists(path):  # it did not become a blob
+        except BaseException:
+            with contextlib.suppress(OSError):
                 os.unlink(path)
+            raise
 
-    def _publish(self, file: BinaryIO, blob: bytes) -> None:
+    def _publish(self, file: BinaryIO, blob: bytes, is_new: bool) -> None:
         file.flush()
         size = os.fstat(file.fileno()).st_size
         os.fsync(file.fileno())
         path = self._name(blob)
-        is_new = not os.path.exists(path)
+        folder = os.path.dirname(path)
         try:
-            os.replace(file.name, path)
+            os.mkdir(folder)  # nearly every blob is the first in its folder
+        except FileExistsError:
+            pass
         except FileNotFoundError:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            os.replace(file.name, path)
-        sync(os.path.dirname(path))
+            os.makedirs(folder, exist_ok=True)
+        os.replace(file.name, path)
+        sync(folder)
         if is_new:
             self._total_bytes += size
 
@@ -294,7 +299,7 @@ class Partial:
             if hash_file(self._path) != self.blob:
                 self.empty()
                 return False
-            self._store._publish(self._file, self.blob)
+            self._store._publish(self._file, self.blob, is_new=not self._store._is_stored(self.blob))
             self._close_file()
             self._progress.unlink(missing_ok=True)
             return True

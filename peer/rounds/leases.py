@@ -144,9 +144,11 @@ class LeaseBook:
         Positions that it does not claim for more than `grace_seconds` come back: the answer that carried them was lost.
         """
         own = self.positions(peer)
-        others = Ranges.of(pair for other, lease in self.held.items() if other != peer for pair in lease.positions)
-        within_reach = Ranges.of([(0, self.cursor + REACH * most)])
-        adopted = ((claimed - own - others - accepted) & within_reach).first(most - len(own))
+        strange, adopted = claimed - own, Ranges()
+        if strange:  # rarely, and others' leases are many
+            others = Ranges.of(pair for other, lease in self.held.items() if other != peer for pair in lease.positions)
+            within_reach = Ranges.of([(0, self.cursor + REACH * most)])
+            adopted = ((strange - others - accepted) & within_reach).first(most - len(own))
         book = self
         if adopted:
             gap = Ranges.of([(self.cursor, adopted.stop)]) - adopted  # skipped over: somebody may still present them
@@ -157,7 +159,7 @@ class LeaseBook:
                 withheld=self.withheld - adopted,
                 held=self._with(peer, adopted, expires=now + lease_seconds),
             )
-        return book._heard_of(peer, claimed, now, grace_seconds), claimed - own - adopted
+        return book._heard_of(peer, claimed, now, grace_seconds), strange - adopted
 
     def _heard_of(self, peer: bytes, claimed: Ranges, now: float, grace_seconds: float) -> LeaseBook:
         """Take back what went unclaimed for too long. Each position has a clock of its own, or nearly: a peer that gets
