@@ -14,6 +14,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from peer.training.trainer import StepResult, Trainer
 from tests.in_memory import Swarm, tiny_spec
 
 ROUNDS = 9
+CORES = os.cpu_count() or 1
 FIRST_ROUND = 4  # that counts: before it, the pace of the links is still being found, from 2 Mbit/s up
 
 
@@ -60,13 +62,14 @@ async def swarmed(folder: Path, peers: int, codec: str) -> Swarmed:
     recorded: dict[int, float] = {}
     applied: dict[int, float] = {}
     memory = _rss_bytes()
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(CORES))  # what goes to threads takes turns too
     async with Swarm(folder, spec) as swarm:
         torch.set_num_threads(1)  # for each of the turns, which are as many as there are cores
         names = [f"peer-{number}" for number in range(peers)]
         for name in names:
             swarm.start(name)
             await swarm.until(lambda name=name: name in swarm.nodes, f"{name} is there", 120)  # type: ignore[misc]
-        turns = asyncio.Semaphore(os.cpu_count() or 1)
+        turns = asyncio.Semaphore(CORES)
         for seed, node in enumerate(swarm.nodes.values()):
             pretend(node.contributor.trainer, seed)
             take_turns(node.replica, turns)

@@ -162,23 +162,22 @@ class TopK:
         return reach
 
 
-def _unpack_numbers(plane: Bytes, width: int, count: int) -> npt.NDArray[np.int32]:
-    """`count` numbers of `width` <= 12 bits each, one after another in a packed plane."""
-    if width == 0:
-        return np.zeros(count, dtype=np.int32)
-    rows = -(-count // 8)  # eight numbers begin at a whole byte
-    padded = np.zeros(rows * width + 3, dtype=np.uint8)
+def _unpack_numbers(plane: Bytes, width: int, count: int) -> npt.NDArray[np.int64]:
+    """`count` numbers of `width` <= 12 bits each, one after another in a packed plane.
+
+    In few steps: at each of them a thread may have to wait for the interpreter.
+    """
+    if width > 8:  # valid, but nothing that an encoder would choose
+        bits = unpack_bits(plane, 0, width * count).reshape(count, width)
+        return np.packbits(bits, axis=1, bitorder="little").view("<u2").reshape(-1).astype(np.int64)
+    rows = -(-count // 8)  # eight numbers are `width` whole bytes, and fit into a word
+    padded = np.zeros(rows * width, dtype=np.uint8)
     padded[: plane.size] = plane
-    numbers = np.empty((rows, 8), dtype=np.int32)
-    for lane in range(8):
-        start, shift = divmod(lane * width, 8)
-        window = padded[start : start + (rows - 1) * width + 1 : width].astype(np.int32)
-        for byte in range(1, -(-(shift + width) // 8)):
-            window |= padded[start + byte : start + byte + (rows - 1) * width + 1 : width].astype(np.int32) << (
-                8 * byte
-            )
-        numbers[:, lane] = (window >> shift) & ((1 << width) - 1)
-    return numbers.reshape(-1)[:count]
+    words = np.zeros((rows, 8), dtype=np.uint8)
+    words[:, :width] = padded.reshape(rows, width)
+    shifts, mask = np.arange(8, dtype=np.uint64) * np.uint64(width), np.uint64((1 << width) - 1)
+    numbers: npt.NDArray[np.uint64] = (words.view("<u8") >> shifts) & mask
+    return numbers.reshape(-1)[:count].view(np.int64)
 
 
 def _largest(magnitudes: Floats, keep: int) -> Flags:
