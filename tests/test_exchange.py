@@ -478,6 +478,15 @@ async def test_full_links_of_the_partners_are_not_our_own(new_peer: NewPeer, net
     assert await pacer._queued(is_idle=False) > 0.15
 
 
+async def test_a_busy_process_is_no_queue() -> None:
+    """What share of a wait this process slept through is known, and little of it otherwise."""
+    waiting = asyncio.create_task(peer.exchange.pace._with_lateness(asyncio.sleep(0.4, "answer")))
+    await asyncio.sleep(0.01)
+    time.sleep(0.35)  # noqa: ASYNC251
+    answer, late_share = await waiting
+    assert answer == "answer" and late_share > 0.5
+
+
 async def test_a_new_rate_holds_for_those_who_wait() -> None:
     """Two spenders in debt for minutes pass in their order, within the time of the new rate."""
     limiter, passed = RateLimiter(65_536), list[int]()

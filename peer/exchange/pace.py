@@ -71,7 +71,7 @@ def adjusted(pace: Pace, queue_seconds: float, moved_bytes: float, elapsed_secon
         if average < USED * FLOOR_BYTES_PER_SECOND:  # it is not us
             return now
         if queue_seconds >= JAM_SECONDS or queue_seconds >= pace.queue_seconds:  # while it drains, wait
-            rate = (0.5 if queue_seconds >= JAM_SECONDS else 0.8) * min(rate, max(speed, average, borne))
+            rate = (0.7 if queue_seconds >= JAM_SECONDS else 0.8) * min(rate, max(speed, average, borne))
             borne *= YIELDING
         return replace(now, bytes_per_second=max(FLOOR_BYTES_PER_SECOND, rate), borne=borne, is_new=False)
     if (speed if pace.is_new else average) >= USED * rate:
@@ -139,8 +139,8 @@ class Pacer:
         while idle < IDLE_LOOKS:
             pause = asyncio.create_task(asyncio.sleep(LOOK_SECONDS))
             try:
-                queue_seconds, late_seconds = await _with_lateness(self._queued(is_idle=idle > 0))
-                queue_seconds = max(0.0, queue_seconds - late_seconds)
+                waited_seconds, late_share = await _with_lateness(self._queued(is_idle=idle > 0))
+                queue_seconds = waited_seconds * (1.0 - late_share)
                 await pause
             finally:
                 pause.cancel()
@@ -190,13 +190,14 @@ class Pacer:
 
 
 async def _with_lateness(work: Awaitable[T]) -> tuple[T, float]:
-    """What `work` gives, and for how long meanwhile this process was too busy to look: that is no queue of the link."""
-    task, late_seconds = asyncio.ensure_future(work), 0.0
+    """What `work` gives, and for which share of the time this process was too busy to look: that is no queue of the
+    link."""
+    task, began, late_seconds = asyncio.ensure_future(work), time.monotonic(), 0.0
     try:
         while not task.done():
-            began = time.monotonic()
+            looked = time.monotonic()
             await asyncio.wait([task], timeout=LAG_SECONDS)
-            late_seconds += max(0.0, time.monotonic() - began - LAG_SECONDS)
-        return task.result(), late_seconds
+            late_seconds += max(0.0, time.monotonic() - looked - LAG_SECONDS)
+        return task.result(), late_seconds / max(LAG_SECONDS, time.monotonic() - began)
     finally:
         task.cancel()
