@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 METHOD = "blob"
 MAX_SOURCES_AT_ONCE = 4
-MORE_SECONDS = 2.0  # until one more source is asked at the same time
+MORE_SECONDS = 4.0  # until one more source is asked at the same time
 SILENCE_SECONDS = 20.0  # without a piece: a failure of the source
 MAX_FAILURES = 4  # in a row: the source is dropped
 RETRY_SECONDS = 0.5  # after the first failure; doubles; other sources have their turn first
