@@ -455,14 +455,17 @@ def test_what_an_answer_waited_is_beyond_the_quickest_of_its_partner() -> None:
     assert echoes.waited_seconds(b, 0.09) == 0.0
 
 
-def test_what_a_link_has_borne_is_not_given_up_for_the_queue_of_the_other_direction() -> None:
-    """A download that just begins, while an upload fills the queue: it does not start again from the bottom."""
+def test_what_a_link_has_borne_is_given_up_slowly() -> None:
+    """A queue that may be the other direction's, or the partners': it costs a quarter at once, and more if it stays."""
     pace = Pace(1e6, is_new=False)
     for _ in range(40):
         pace = adjusted(pace, 0.0, 250_000, LOOK_SECONDS)
-    for _ in range(2):
-        pace = adjusted(pace, 0.3, 50_000, LOOK_SECONDS)
-    assert pace.bytes_per_second > 500_000
+    for _ in range(4):
+        pace = adjusted(pace, ECHO_SECONDS, 50_000, LOOK_SECONDS)
+    assert 600_000 < pace.bytes_per_second < 800_000
+    for _ in range(60):
+        pace = adjusted(pace, ECHO_SECONDS, 50_000, LOOK_SECONDS)
+    assert pace.bytes_per_second < 200_000
 
 
 async def test_full_links_of_the_partners_are_not_our_own(new_peer: NewPeer, network: MemoryNetwork) -> None:

@@ -45,6 +45,7 @@ USED = 0.7  # of the rate, to call it used up
 AVERAGE_SECONDS = 1.0  # over which a speed is smoothed: a piece takes longer than a look on a slow link
 FADING = 0.99  # of the speed that a link has borne, at every look
 YIELDING = 0.95  # and at every one that finds a queue
+KEPT = 0.75  # of it, at a queue
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def adjusted(pace: Pace, queue_seconds: float, moved_bytes: float, elapsed_secon
         if average < USED * FLOOR_BYTES_PER_SECOND:  # it is not us
             return now
         if queue_seconds >= JAM_SECONDS or queue_seconds >= pace.queue_seconds:  # while it drains, wait
-            rate = (0.7 if queue_seconds >= JAM_SECONDS else 0.8) * min(rate, max(speed, average, borne))
+            less = 0.5 if queue_seconds >= JAM_SECONDS else 0.8
+            rate = max(less * min(rate, max(speed, average)), min(rate, KEPT * borne))
             borne *= YIELDING
         return replace(now, bytes_per_second=max(FLOOR_BYTES_PER_SECOND, rate), borne=borne, is_new=False)
     if (speed if pace.is_new else average) >= USED * rate:
