@@ -56,17 +56,17 @@ class Pace:
     queue_seconds: float = 0.0
     is_new: bool = True
     average: float = 0.0  # bytes per second that moved lately
-    borne: float = 0.0  # the most of that without a queue; fades
+    borne: float = 0.0  # the most of that without much of a queue; fades
 
 
 def adjusted(pace: Pace, queue_seconds: float, moved_bytes: float, elapsed_seconds: float) -> Pace:
     """The pace after an interval in which so much moved, and small calls waited `queue_seconds` in queues.
 
-    The queue may be that of the other direction: what this one has borne lately without any is not given up at once.
+    The queue may be that of the other direction, or of all partners: what passed lately is not given up at once.
     """
     rate, speed = pace.bytes_per_second, moved_bytes / elapsed_seconds
     average = pace.average + (speed - pace.average) * min(1.0, elapsed_seconds / AVERAGE_SECONDS)
-    borne = FADING * pace.borne if queue_seconds > CALM_SECONDS else max(FADING * pace.borne, average)
+    borne = max(FADING * pace.borne, average if pace.is_new or queue_seconds <= QUEUE_SECONDS else 0.0)
     now = replace(pace, queue_seconds=queue_seconds, average=average, borne=borne)
     if queue_seconds > QUEUE_SECONDS:
         if average < USED * FLOOR_BYTES_PER_SECOND:  # it is not us
