@@ -52,6 +52,19 @@ async def test_a_replay_gives_the_leaders_bits(tmp_path: Path) -> None:
         assert replica.state.round == 3 and replica.digest == run.leader.replica.digest == replica.state.digest()
 
 
+async def test_records_that_two_tasks_fetch_at_once_are_taken_once(tmp_path: Path) -> None:
+    """One follows the leader, another hears of more from a neighbour: neither fails for the other's being faster."""
+    async with followed(tmp_path, 3) as (run, _):
+        leader, swarm = run.leader.identity, run.network.node(Identity.new())
+        replica = replica_of(Log.start(run.log.entries[0].signed), tmp_path / "another", swarm, leader)
+        try:
+            both = await asyncio.gather(*(replica.fetch_records(swarm, leader.peer_id) for _ in range(2)))
+        finally:
+            replica.close()
+        assert replica.log.head.hash == run.log.head.hash
+        assert sorted(entry.round for added in both for entry in added) == [1, 2, 3]
+
+
 async def test_contributions_are_asked_of_the_coordinator_first_and_of_their_maker_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,6 +107,10 @@ class Log:
     def head(self) -> Entry:
         return self.entries[-1]
 
+    def holds(self, round_: int, hash_: bytes) -> bool:
+        """Whether a record is one of these."""
+        return round_ < len(self.entries) and self.entries[round_].hash == hash_
+
     @property
     def spec(self) -> RunSpec:
         return self.origin.spec

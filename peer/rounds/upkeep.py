@@ -150,8 +150,7 @@ class Upkeep:
 
     def holds(self, round_: int, hash_: bytes) -> bool:
         """Whether a record is one of this log's."""
-        entries = self.replica.log.entries
-        return round_ < len(entries) and entries[round_].hash == hash_
+        return self.replica.log.holds(round_, hash_)
 
     @property
     def odds_seconds(self) -> float:
