@@ -57,11 +57,12 @@ class Setting:
     codec: str = ""
     overlap: bool = True
     resets_momentum: bool = True  # of AdamW, after every outer step; ours only
+    keep_unsent: float = 0.5  # of the error feedback, in the peer's own weights; ours only
 
     @property
     def file_name(self) -> str:
         ours = [self.codec, "overlap" if self.overlap else "waits", "reset" if self.resets_momentum else "keeps"]
-        numbers = [self.learning_rate, self.round_seconds, *self.outer]
+        numbers = [self.learning_rate, self.round_seconds, *self.outer, *([self.keep_unsent] if self.codec else [])]
         parts = [self.method, *(ours if self.codec else [self.sharing]), *(f"{each:g}" for each in numbers)]
         return "_".join(parts).replace("/", "").replace(" ", "-")
 
@@ -86,10 +87,12 @@ class Setting:
 OURS, DILOCO, OPTIMIZER, DDP = "ours", "DiLoCo on hivemind", "hivemind.Optimizer", "DDP gloo fp16"
 
 SETTINGS = (
-    Setting(OURS, 5e-4, 15.0, (1.2, 0.4), codec="sparse/8", resets_momentum=False),
-    Setting(OURS, 5e-4, 15.0, (0.9, 0.5), codec="lowbit2", resets_momentum=False),
+    Setting(OURS, 5e-4, 15.0, (1.2, 0.4), codec="sparse/8", resets_momentum=False, keep_unsent=1.0),
+    Setting(OURS, 5e-4, 22.5, (1.0, 0.5), codec="lowbit2", resets_momentum=False, keep_unsent=1.0),
+    Setting(DILOCO, 5e-4, 30.0, (0.9, 0.5)),
     Setting(DILOCO, 5e-4, 15.0, (0.9, 0.5)),
     Setting(DILOCO, 5e-4, 15.0, (0.9, 0.5), sharing="batches"),
+    Setting(DILOCO, 5e-4, 30.0, (0.9, 0.5), sharing="equal"),
     Setting(DILOCO, 5e-4, 15.0, (0.9, 0.5), sharing="equal"),
     Setting(OPTIMIZER, 2e-3, 7.5),
     Setting(DDP, 2e-3, 7.5),
@@ -127,6 +130,7 @@ def starter(setting: Setting, workload: Workload, alternatives: Path | None) -> 
             setting.outer,
             setting.overlap,
             setting.resets_momentum,
+            setting.keep_unsent,
         )
         return methods.swarm(lambda case: text, told)
     if alternatives is None:

@@ -38,6 +38,7 @@ def config(
     outer: tuple[float, float] = (1.0, 0.0),
     overlap: bool = True,
     resets_momentum: bool = True,
+    keep_unsent: float = 0.5,
 ) -> str:
     """The run spec. A round is called to its close after `round_seconds` of everybody's compute."""
     return f"""
@@ -67,6 +68,7 @@ target_tokens = {round(round_seconds * ROWS_PER_SECOND) * LENGTH}
 overlap = {str(overlap).lower()}
 [codec]
 name = "{codec}"
+keep_unsent = {keep_unsent}
 [outer]
 learning_rate = {outer[0]}
 momentum = {outer[1]}
