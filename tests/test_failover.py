@@ -143,11 +143,11 @@ async def test_two_halves_train_on_and_become_one_again(tmp_path: Path, with_coo
             await swarm.start_coordinator()
         healed = swarm.nodes["one"].replica.log.head.round
         await swarm.until(lambda: swarm.leaders() == ["coordinator"], "the coordinator leads")
-        await swarm.until(lambda: swarm.head() >= healed + 3, "rounds together")
-        await one_log(swarm)
         log = swarm.coordinator.log
         both = claimed[0] + claimed[3] - sum(c.tokens for e in log.entries[: parted + 1] for _, c in e.contributions)
-        assert log.accounts.tokens >= both, "what the losing side had merged is in the log again"
+        await swarm.until(lambda: swarm.head() >= healed + 3, "rounds together")
+        await swarm.until(lambda: log.accounts.tokens >= both, "what the losing side had merged is in the log again")
+        await one_log(swarm)
         assert len(log.accounts.accepted) * swarm.spec.data.sequence_length == log.accounts.tokens
         assert any("taken back" in event for event in swarm.events)
         await stop_all(swarm)
