@@ -107,5 +107,6 @@ def plot(results: list[dict[str, Any]], loss: float, path: Path) -> None:
         axes.plot(*zip(*result["curve"], strict=True), "-" if own else "--", linewidth=2.5 if own else 1.2, label=name)
     axes.axhline(loss, color="black", linewidth=0.8, linestyle=":")
     axes.set(xlabel="seconds since the first step", ylabel="held-out loss, nats per byte", yscale="log")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.legend(fontsize=7)
     figure.savefig(path, metadata={"Date": None})
