@@ -124,7 +124,8 @@ async def test_who_is_far_behind_applies_all_of_the_log_before_it_leads(
 async def test_two_halves_train_on_and_become_one_again(tmp_path: Path, with_coordinator: bool) -> None:
     """Each half goes on by itself. Healed there is one chain, one state; no position is merged twice, the work of the
     side that lost is handed in again, and everybody ends up with credit for all of it."""
-    async with Swarm(tmp_path, long_spec()) as swarm:
+    # Rounds long enough that those who were left behind can catch up with one that goes on alone.
+    async with Swarm(tmp_path, long_spec(round={"inner_steps": 24})) as swarm:
         names = ["one", "two", "three", "four"]
         swarm.start(*names)
         await swarm.begin(4)
