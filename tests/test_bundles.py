@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,36 +13,19 @@ from hypothesis import strategies as st
 
 from peer.errors import Refused
 from peer.exchange import bundle, pace
-from peer.exchange.blobs import BlobStore
-from peer.exchange.exchange import Exchange
 from peer.exchange.recent import SMALL_BYTES
 from peer.identity import PeerId
 from peer.swarm.memory import MemoryNetwork
 from protos.swarm_pb2 import BlobsRequest
+from tests.exchanges import NewPeer, id_of
 
-NewPeer = Callable[[], Exchange]
-
-
-@pytest.fixture
-def network() -> MemoryNetwork:
-    return MemoryNetwork()
-
-
-@pytest.fixture
-def new_peer(network: MemoryNetwork, tmp_path: Path) -> NewPeer:
-    """Makes a peer with an empty store of its own."""
-    count = iter(range(1000))
-    return lambda: Exchange(network.node(), BlobStore(tmp_path / f"peer{next(count)}"))
+pytest_plugins = ["tests.exchanges"]
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "START_BYTES_PER_SECOND", 1e9)
     monkeypatch.setattr(bundle, "BUSY_SECONDS", (0.01, 0.01))
-
-
-def id_of(exchange: Exchange) -> PeerId:
-    return exchange._swarm.peer_id
 
 
 def small_blobs(count: int) -> list[bytes]:

@@ -33,24 +33,9 @@ from peer.swarm import HivemindSwarm
 from peer.swarm.interface import PIECE_BYTES
 from peer.swarm.memory import MemoryNetwork, MemorySwarm
 from protos.swarm_pb2 import BlobRequest
+from tests.exchanges import NewPeer, id_of
 
-NewPeer = Callable[..., Exchange]
-
-
-@pytest.fixture
-def network() -> MemoryNetwork:
-    return MemoryNetwork()
-
-
-@pytest.fixture
-def new_peer(network: MemoryNetwork, tmp_path: Path) -> NewPeer:
-    """Makes a peer with an empty store of its own."""
-    count = iter(range(1000))
-
-    def make(**options: object) -> Exchange:
-        return Exchange(network.node(), BlobStore(tmp_path / f"peer{next(count)}"), **options)  # type: ignore[arg-type]
-
-    return make
+pytest_plugins = ["tests.exchanges"]
 
 
 @pytest.fixture(autouse=True)
@@ -66,10 +51,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def put_everywhere(content: bytes, donors: Iterable[Exchange]) -> bytes:
     return [donor.store.put(content) for donor in donors].pop()
-
-
-def id_of(exchange: Exchange) -> PeerId:
-    return exchange._swarm.peer_id
 
 
 async def test_a_blob_comes_over(new_peer: NewPeer) -> None:
